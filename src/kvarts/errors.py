@@ -1,0 +1,49 @@
+"""Every mistake a user can make has a name here.
+
+A message says what is wrong, where (``file:line`` for manifests), and what to do about it. The command line prints it
+as one line and exits with code 2; a program can catch `KvartsError` or the name it cares about.
+"""
+
+
+class KvartsError(Exception):
+    """Base of all errors that Kvarts raises on purpose."""
+
+
+class ManifestError(KvartsError):
+    """A manifest is missing, empty, or has a line that is not a valid utterance."""
+
+
+class AudioError(KvartsError):
+    """An audio file is missing, empty, truncated, or not audio."""
+
+
+class TextError(KvartsError):
+    """A text holds characters outside the alphabet, or nothing at all."""
+
+
+class TrainingDataError(KvartsError):
+    """Utterances that cannot be trained on: foreign letters, too short for their text, wrong duration."""
+
+
+class CheckpointError(KvartsError):
+    """A checkpoint is missing, damaged, unsafe, or could not be written."""
+
+
+class ArchitectureMismatchError(CheckpointError):
+    """A checkpoint holds the weights of another network."""
+
+
+class ConfigError(KvartsError):
+    """A setting is unknown or has an impossible value."""
+
+
+class NonFiniteLossError(KvartsError):
+    """Training met a loss, gradient or weight that is not a finite number."""
+
+
+class DownloadError(KvartsError):
+    """A download failed: no network, quota used up, or the wrong size or hash."""
+
+
+class ArchiveError(KvartsError):
+    """An archive is damaged, or one of its members would be written outside the target folder."""

@@ -1,0 +1,27 @@
+"""The one normaliser: what is done to a transcript before it is trained on or scored."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Changes whenever a text could come out differently; stored beside every score.
+NORMALISER_VERSION = "1"
+
+_STRESS_MARKS = re.compile("[\u0300\u0301+]")
+_NOT_A_WORD_CHARACTER = re.compile(r"[^\w\s]|_")
+
+
+def normalise(text: str) -> str:
+    """Lower case, ё→е, no stress marks, punctuation and hyphens to spaces, single spaces.
+
+    Foreign letters and digits stay: in training they are reported, in scoring they count as the errors they are.
+    Stress is a combining acute or grave accent, or a plus before the vowel («вол+ос»).
+
+    >>> normalise("Она завела, прядь волнистых вол+ос — за ухо.")
+    'она завела прядь волнистых волос за ухо'
+    """
+    # NFD would split й into и + breve, so only accents are taken off and the rest is composed again.
+    decomposed = unicodedata.normalize("NFC", text)
+    lowered = _STRESS_MARKS.sub("", decomposed).lower().replace("ё", "е")
+    return " ".join(_NOT_A_WORD_CHARACTER.sub(" ", lowered).split())
