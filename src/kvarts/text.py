@@ -8,7 +8,7 @@ import unicodedata
 # Changes whenever a text could come out differently; stored beside every score.
 NORMALISER_VERSION = "1"
 
-_STRESS_MARKS = re.compile("[\u0300\u0301+]")
+_STRESS_MARKS = re.compile("[\u0300\u0301]|\\+(?=[аеёиоуыэюя])")
 _NOT_A_WORD_CHARACTER = re.compile(r"[^\w\s]|_")
 
 
@@ -21,7 +21,7 @@ def normalise(text: str) -> str:
     >>> normalise("Она завела, прядь волнистых вол+ос — за ухо.")
     'она завела прядь волнистых волос за ухо'
     """
-    # NFD would split й into и + breve, so only accents are taken off and the rest is composed again.
-    decomposed = unicodedata.normalize("NFC", text)
-    lowered = _STRESS_MARKS.sub("", decomposed).lower().replace("ё", "е")
-    return " ".join(_NOT_A_WORD_CHARACTER.sub(" ", lowered).split())
+    # Decomposed, an accent is a character of its own; composing again gives й (и + breve) and ё (е + dots) back.
+    without_stress = _STRESS_MARKS.sub("", unicodedata.normalize("NFD", text.lower()))
+    composed = unicodedata.normalize("NFC", without_stress).replace("ё", "е")
+    return " ".join(_NOT_A_WORD_CHARACTER.sub(" ", composed).split())
