@@ -47,3 +47,7 @@ class DownloadError(KvartsError):
 
 class ArchiveError(KvartsError):
     """An archive is damaged, or one of its members would be written outside the target folder."""
+
+
+class OutputError(KvartsError):
+    """A result could not be written: disk full, folder not writable, or a folder where a file should be."""

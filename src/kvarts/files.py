@@ -1,0 +1,45 @@
+"""Files that are either written whole or not touched at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from kvarts.errors import OutputError
+
+
+@contextmanager
+def atomic_text_writer(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file that takes the place of `path` only when the block ends without an error.
+
+    Missing folders are made. What is written goes to a temporary file in the same folder, reaches the disk
+    (fsync) and is then renamed, so a crash, a kill or a full disk leaves the old file as it was.
+
+    Raises:
+        OutputError: the operating system refused: disk full, no permission, a folder in the way.
+    """
+    # The process id keeps two processes that write the same file out of each other's way.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: OSError) -> OutputError:
+    """The one-line error for a file that the operating system would not let us write."""
+    kept = "; the file there before is unchanged" if path.is_file() else ""
+    return OutputError(
+        f"{path}: could not be written ({error.strerror or error}){kept}; free space or choose another place"
+    )

@@ -1,0 +1,170 @@
+"""Manifests: JSON Lines, one utterance a line, in the layout of the course and of NeMo.
+
+    {"id": "855e01d6", "audio_filepath": "farfield/855e01d6.opus", "text": "афина хотела", "duration": 5.46}
+
+`audio_filepath` is relative to the manifest's folder or absolute, `duration` is in seconds, `id` may be left out
+(the name of the audio file without its ending then stands in). Other fields are kept and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kvarts.errors import ManifestError, OutputError
+from kvarts.files import atomic_text_writer
+
+_LISTED_OFFENDERS = 10
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest."""
+
+    audio_path: Path  # joined to the manifest's folder; not checked to exist
+    text: str  # raw, exactly as in the manifest
+    duration_s: float  # as the manifest says, positive and finite
+    utterance_id: str
+    manifest: Path
+    line: int  # 1-based
+    fields: dict[str, Any] = field(hash=False, repr=False)  # the whole JSON object
+
+    @property
+    def where(self) -> str:
+        """Where the utterance stands, to be shown to people: ``path/manifest.jsonl:12``."""
+        return f"{self.manifest}:{self.line}"
+
+
+class _LineError(Exception):
+    """What is wrong with a line and what to do about it."""
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """All utterances of a manifest, in its order. Blank lines and a byte order mark are skipped.
+
+    Raises:
+        ManifestError: no such file, a folder, nothing in it, or bad lines; every bad line is found, and the
+            first few are listed as ``file:line: what is wrong; what to do``.
+    """
+    utterances: list[Utterance] = []
+    offenders: list[str] = []
+    num_bad = 0
+    try:
+        # Bytes, so that lines end at \n alone: str.splitlines would also cut at U+2028 inside a text.
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                content = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
+                if not content:
+                    continue
+                try:
+                    utterances.append(_utterance(content, path, number))
+                except _LineError as error:
+                    num_bad += 1
+                    if num_bad <= _LISTED_OFFENDERS:
+                        offenders.append(f"{path}:{number}: {error}")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; check the path") from None
+    except IsADirectoryError:
+        raise ManifestError(f"{path}: is a folder; give the manifest file inside it") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ManifestError(f"{path}: could not be read ({reason}); check the path") from error
+    if num_bad == 1:
+        raise ManifestError(offenders[0])
+    if num_bad:
+        more = [f"… and {num_bad - len(offenders)} more"] if num_bad > len(offenders) else []
+        raise ManifestError("\n".join([f"{path}: {num_bad} bad lines", *offenders, *more]))
+    if not utterances:
+        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
+    return utterances
+
+
+def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, letters unescaped; replaces `path` only once all of it is on the disk.
+
+    Raises:
+        OutputError: the disk is full, the place not writable, or a row holds NaN or infinity, which JSON cannot
+            say. A manifest that was there before stays as it was.
+    """
+    with atomic_text_writer(path) as file:
+        for number, row in enumerate(rows, start=1):
+            try:
+                file.write(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
+            except ValueError as error:
+                raise OutputError(f"{path}:{number}: could not be written as JSON: {error}") from error
+
+
+def _utterance(content: bytes, manifest: Path, line: int) -> Utterance:
+    row = _json_object(content)
+    audio_filepath = _field(row, "audio_filepath", str, "a string")
+    if not audio_filepath.strip() or "\0" in audio_filepath:
+        raise _LineError('"audio_filepath" names no file; give the path of the audio file')
+    text = _field(row, "text", str, "a string")
+    duration = _field(row, "duration", (int, float), "a number")
+    try:
+        duration_s = float(duration)
+    except OverflowError:  # an integer of more than 308 digits
+        duration_s = math.inf
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise _LineError(f'"duration" is {duration_s:g}; give the seconds of audio, a number above 0')
+    audio_path = manifest.parent / audio_filepath
+    utterance_id = row.get("id")
+    if utterance_id is None:
+        utterance_id = audio_path.stem
+    elif isinstance(utterance_id, bool) or not isinstance(utterance_id, (str, int)):
+        raise _LineError(f'"id" is {_type_name(utterance_id)}; make it a string or leave it out')
+    return Utterance(audio_path, text, duration_s, str(utterance_id), manifest, line, row)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _LineError(f"{name} is not JSON; give a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _LineError(f"not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
+    try:
+        row = _DECODER.decode(text)
+        if "\\u" in text:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        place = f"{error.msg}, column {error.colno}"
+        raise _LineError(f"broken JSON ({place}); write one JSON object a line") from None
+    except UnicodeEncodeError:
+        # \ud800 without its partner is legal JSON that no file and no terminal can hold.
+        raise _LineError("half a surrogate pair in a \\u escape; write the character itself") from None
+    except (ValueError, RecursionError):
+        raise _LineError("JSON with too long a number or too many brackets; correct the line") from None
+    if not isinstance(row, dict):
+        raise _LineError(f'{_type_name(row)}, not an object; write {{"audio_filepath": …, …}}')
+    return row
+
+
+def _field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], kind_name: str) -> Any:
+    if name not in row:
+        raise _LineError(f'"{name}" is missing; add it as {kind_name}')
+    value = row[name]
+    # In Python True is an int; in a manifest it is a mistake.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _LineError(f'"{name}" is {_type_name(value)}; make it {kind_name}')
+    return value
+
+
+def _type_name(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return {str: "a string", list: "a list"}.get(type(value), "an object")
