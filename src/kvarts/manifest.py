@@ -2,8 +2,8 @@
 
     {"id": "855e01d6", "audio_filepath": "farfield/855e01d6.opus", "text": "афина хотела", "duration": 5.46}
 
-`audio_filepath` is relative to the manifest's folder or absolute, `duration` is in seconds, `id` may be left out
-(the name of the audio file without its ending then stands in). Other fields are kept and otherwise ignored.
+`audio_filepath` is relative to the manifest's folder or absolute, `duration` is in seconds, `id` may be
+left out (the name of the audio file without its ending then stands in). Other fields are kept and ignored.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, letters unescaped; replaces `path` only once all of it is on the disk.
 
     Raises:
-        OutputError: the disk is full, the place not writable, or a row holds NaN or infinity, which JSON cannot
-            say. A manifest that was there before stays as it was.
+        OutputError: the disk is full, the place not writable, or a row holds NaN or infinity, which JSON
+            cannot say. A manifest that was there before stays as it was.
     """
     with atomic_text_writer(path) as file:
         for number, row in enumerate(rows, start=1):
@@ -167,4 +167,6 @@ def _type_name(value: object) -> str:
         return "true or false"
     if isinstance(value, (int, float)):
         return "a number"
-    return {str: "a string", list: "a list"}.get(type(value), "an object")
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
