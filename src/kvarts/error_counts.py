@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapidfuzz.distance import Levenshtein
-
 from kvarts.text import normalise
 
 
@@ -36,8 +34,8 @@ class ErrorCounts:
     def rate(self) -> float:
         """Errors per reference word or character; above 1 where much was inserted.
 
-        Without a reference word there is nothing to divide by: the rate is then the number of insertions, as if
-        the reference had length 1, and so 0 if nothing was recognised either.
+        Without a reference word there is nothing to divide by: the rate is then the number of insertions (as
+        jiwer has it), and so 0 if nothing was recognised either.
         """
         return self.errors / max(self.reference_length, 1)
 
@@ -53,5 +51,8 @@ def char_errors(reference: str, hypothesis: str) -> ErrorCounts:
 
 
 def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    # Imported here so that the command line starts without it where only recognition is installed.
+    from rapidfuzz.distance import Levenshtein
+
     kinds = [operation.tag for operation in Levenshtein.editops(reference, hypothesis)]
     return ErrorCounts(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))

@@ -1,8 +1,14 @@
 """Every mistake a user can make has a name here.
 
-A message says what is wrong, where (``file:line`` for manifests), and what to do about it. The command line prints it
-as one line and exits with code 2; a program can catch `KvartsError` or the name it cares about.
+A message says what is wrong, where (``file:line`` for manifests), and what to do about it. The command line
+prints it as one line and exits with code 2; a program can catch `KvartsError` or the name it cares about.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_LISTED = 10
 
 
 class KvartsError(Exception):
@@ -51,3 +57,11 @@ class ArchiveError(KvartsError):
 
 class OutputError(KvartsError):
     """A result could not be written: disk full, folder not writable, or a folder where a file should be."""
+
+
+def listing(what: str, offenders: Sequence[str]) -> str:
+    """A message about offenders: one stands alone, of more the number and the first ten, a line each."""
+    if len(offenders) == 1:
+        return offenders[0]
+    more = [f"… and {len(offenders) - _LISTED} more"] if len(offenders) > _LISTED else []
+    return "\n".join([f"{what} ({len(offenders)}):", *offenders[:_LISTED], *more])

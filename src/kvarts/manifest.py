@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kvarts.errors import ManifestError, OutputError
+from kvarts.errors import ManifestError, OutputError, listing
 from kvarts.files import atomic_text_writer
 
-_LISTED_OFFENDERS = 10
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -53,7 +52,6 @@ def read_manifest(path: Path) -> list[Utterance]:
     """
     utterances: list[Utterance] = []
     offenders: list[str] = []
-    num_bad = 0
     try:
         # Bytes, so that lines end at \n alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open("rb") as file:
@@ -64,9 +62,7 @@ def read_manifest(path: Path) -> list[Utterance]:
                 try:
                     utterances.append(_utterance(content, path, number))
                 except _LineError as error:
-                    num_bad += 1
-                    if num_bad <= _LISTED_OFFENDERS:
-                        offenders.append(f"{path}:{number}: {error}")
+                    offenders.append(f"{path}:{number}: {error}")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; check the path") from None
     except IsADirectoryError:
@@ -74,11 +70,8 @@ def read_manifest(path: Path) -> list[Utterance]:
     except OSError as error:
         reason = error.strerror or error
         raise ManifestError(f"{path}: could not be read ({reason}); check the path") from error
-    if num_bad == 1:
-        raise ManifestError(offenders[0])
-    if num_bad:
-        more = [f"… and {num_bad - len(offenders)} more"] if num_bad > len(offenders) else []
-        raise ManifestError("\n".join([f"{path}: {num_bad} bad lines", *offenders, *more]))
+    if offenders:
+        raise ManifestError(listing(f"{path}: bad lines", offenders))
     if not utterances:
         raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
     return utterances

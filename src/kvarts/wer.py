@@ -14,8 +14,8 @@ from kvarts.error_counts import ErrorCounts, word_errors
 class WER(Metric):
     """Word errors of everything seen since the last reset, divided by its reference words.
 
-    Not the mean of the rates of batches or utterances: a long utterance weighs as much as it has words, and how
-    the data were cut into batches or dealt out to processes does not matter.
+    Not the mean of the rates of batches or utterances: a long utterance weighs as much as it has words, and
+    how the data were cut into batches or dealt out to processes does not matter.
     """
 
     is_differentiable = False
