@@ -421,7 +421,7 @@ def reverberate(dry: Waveform, impulse_response: Samples) -> Samples:
 
 
 def mix(speech: Samples, noise: Samples, snr_db: float) -> Samples:
-    """Speech plus noise (unit power), scaled so that their mean powers over the utterance differ by `snr_db`."""
+    """Speech plus noise (of unit power), scaled so that their mean powers are `snr_db` apart."""
     noise_power = float(np.mean(speech**2)) / 10 ** (snr_db / 10)
     return speech + noise * math.sqrt(noise_power)
 
@@ -543,6 +543,10 @@ def build_sample(recordings: list[Recording], folder: Path, seed: int) -> dict[s
         ConfigError: too few recordings for one of the sets.
         OutputError: a file could not be written.
     """
+    import pyroomacoustics as pra
+
+    # Threads share out the echoes, so rounding, and with it every far-field file, depends on their number.
+    pra.constants.set("num_threads", 1)
     texts = dict(_usable_texts(recordings))
     waveforms = {recording.name: decode_wav(recording) for recording in recordings if recording.name in texts}
     chosen = choose({name: len(waveform) / SAMPLE_RATE for name, waveform in waveforms.items()}, seed)
