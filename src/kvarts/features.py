@@ -11,14 +11,15 @@ with the waveform mirrored at both ends (the end samples are not repeated). The 
 HTK mel scale, mel = 2595 log10(1 + Hz / 700) (S. Young et al., "The HTK Book"), and all have height 1.
 
 Everything up to the logarithm is computed in double precision. torchaudio in single precision departs from
-this, and from itself in double precision, in bands that lie far below the loudest one of their frame, where the
-rounding of a float32 FFT is all one sees (tests/golden/make_torchaudio_golden.py prints by how much). Double
-precision is little slower, gives the same numbers with every NumPy (before 2.0 its FFT knew no other), and no
-float32 waveform overflows it.
+this, and from itself in double precision, in bands that lie far below the loudest one of their frame, where
+the rounding of a float32 FFT is all one sees: tests/golden/make_torchaudio_golden.py prints by how much.
+Double precision is little slower, gives the same numbers with every NumPy (before 2.0 its FFT knew no other),
+and no float32 waveform overflows it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -67,13 +68,14 @@ def hann_window() -> NDArray[np.float64]:
 
 def mel_filters() -> NDArray[np.float64]:
     """Weights of the mel triangles, shape (201, 64): FFT bins by bands."""
-    mel_ends = 2595 * np.log10(1 + np.array([F_MIN, F_MAX]) / 700)
-    corners_hz = 700 * (10 ** (np.linspace(*mel_ends, N_MELS + 2) / 2595) - 1)
+    lowest, highest = (2595 * math.log10(1 + hz / 700) for hz in (F_MIN, F_MAX))
+    corners_hz = 700 * (10 ** (np.linspace(lowest, highest, N_MELS + 2) / 2595) - 1)
     lower, peak, upper = corners_hz[:-2], corners_hz[1:-1], corners_hz[2:]
     bins_hz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
     rising = (bins_hz - lower) / (peak - lower)
     falling = (upper - bins_hz) / (upper - peak)
-    return np.maximum(0.0, np.minimum(rising, falling))
+    filters: NDArray[np.float64] = np.maximum(0.0, np.minimum(rising, falling))
+    return filters
 
 
 _WINDOW = hann_window()
@@ -87,12 +89,12 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         waveform: shape (samples,), floating point, 16 kHz mono, at least one sample.
 
     Returns:
-        Shape (frames, 64), float32, natural logarithm of mel power; frames = samples // 160 + 1, frame k centred
-        on sample 160 k. Beside the result, memory stays below some megabytes however long the waveform is.
+        Shape (frames, 64), float32, natural logarithm of mel power; frames = samples // 160 + 1, frame k
+        centred on sample 160 k. Beside it some megabytes are needed, however long the waveform is.
 
-    A frame reaches up to 200 samples beyond the ends, mirrored there. A waveform of 200 samples or fewer is
-    shorter than that (torchaudio gives up here): the mirroring then goes on from end to end, as numpy.pad does it
-    in mode "reflect"; a single sample is repeated.
+    A frame reaches up to 200 samples beyond the ends, mirrored there. A waveform of 200 samples or fewer does
+    not have that many to mirror (torchaudio refuses it): the mirroring then goes on from end to end, as
+    numpy.pad does it in mode "reflect"; a single sample is repeated.
 
     Raises:
         AudioError: no samples, more than one channel, integers, or samples that are not finite.
@@ -117,7 +119,7 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _check(waveform: NDArray[np.float32]) -> None:
     if waveform.ndim != 1:
-        raise AudioError(f"features need mono samples of shape (samples,), not {waveform.shape}: mix them down")
+        raise AudioError(f"features need mono, shape (samples,), not {waveform.shape}: mix the channels down")
     if not np.issubdtype(waveform.dtype, np.floating):
         raise AudioError(f"features need floats in [-1, 1], not {waveform.dtype}: divide by full scale first")
     if len(waveform) == 0:
