@@ -152,6 +152,7 @@ def evaluate_manifest(
                 if on_text is not None:
                     on_text(utterances[index], text)
             advance(sum(durations_s[index] for index, _ in loaded))
+    elapsed_s = time.perf_counter() - start_s
     if failures:
         raise AudioError(listing(f"{name}: files that could not be read", failures))
     references = [utterance.text for utterance in utterances]
@@ -161,7 +162,7 @@ def evaluate_manifest(
         characters=sum(map(char_errors, references, predictions), ErrorCounts()),
         num_utterances=len(utterances),
         audio_s=sum(durations_s),
-        elapsed_s=time.perf_counter() - start_s,
+        elapsed_s=elapsed_s,
     )
     return evaluation, predictions
 
@@ -194,6 +195,8 @@ def evaluate_manifests(
     """
     from kvarts.checks import check_audio
 
+    if output is not None:
+        _make_folder(output)
     read = {name: read_manifest(path) for name, path in manifests.items()}
     problems = check_audio([utterance for utterances in read.values() for utterance in utterances])
     if problems:
@@ -255,8 +258,6 @@ def run(args: argparse.Namespace) -> int:
 
     manifests = name_manifests(args.manifest)
     about: dict[str, Any] = {"command": args.command_line}
-    if args.output is not None:
-        _make_folder(args.output)
     model = load_model(args.checkpoint, find_device(args.device))
     if args.output is not None:
         about["checkpoint"] = {"path": str(args.checkpoint.absolute()), "sha256": _sha256(args.checkpoint)}
