@@ -95,6 +95,12 @@ def test_the_metric_without_words_is_zero_and_unequal_lists_are_refused() -> Non
         metric.update(["да"], [])
 
 
+def test_wer_of_some_texts_leaves_the_metric_alone() -> None:
+    metric = WER()
+    assert metric.of(["один два", "три"], ["один", "три"]) == pytest.approx(1 / 3)
+    assert metric.reference_words.item() == 0
+
+
 def test_the_metric_is_a_module_without_parameters() -> None:
     metric = WER()
     assert isinstance(metric, torch.nn.Module)

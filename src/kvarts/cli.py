@@ -8,6 +8,7 @@ Ctrl-C, 141 for a reader that went away (``kvarts … | head``), as a shell woul
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -53,10 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kvarts: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit; what is left then goes nowhere, quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_standard_output()
         return _READER_GONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_standard_output()
+        print(
+            f"kvarts: error: {error.filename or 'output'}: {error.strerror}; free some space", file=sys.stderr
+        )
+        return _USER_MISTAKE
     return code
+
+
+def _drop_standard_output() -> None:
+    # Python flushes standard output once more at exit; what could not be written then goes nowhere, quietly.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

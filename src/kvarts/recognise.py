@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from kvarts.audio import read_audio
 from kvarts.decoding import greedy
 from kvarts.errors import ConfigError
-from kvarts.features import log_mel
+from kvarts.features import N_MELS, log_mel
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE, WIN_LENGTH
 
 if TYPE_CHECKING:
     from kvarts.model import QuartzNetCTC
-
-NUM_MELS = 64
 
 
 def file_features(path: Path) -> NDArray[np.float32]:
@@ -34,7 +32,7 @@ def file_features(path: Path) -> NDArray[np.float32]:
     """
     waveform = read_audio(path)
     if len(waveform) < WIN_LENGTH:
-        return np.empty((0, NUM_MELS), np.float32)
+        return np.empty((0, N_MELS), np.float32)
     return log_mel(waveform)
 
 
@@ -52,7 +50,7 @@ def texts(model: QuartzNetCTC, features: Sequence[NDArray[np.float32]]) -> list[
     recognised = [""] * len(features)
     if not heard:
         return recognised
-    padded = np.zeros((len(heard), max(lengths), NUM_MELS), np.float32)
+    padded = np.zeros((len(heard), max(lengths), N_MELS), np.float32)
     for row, index in enumerate(heard):
         padded[row, : lengths[index]] = features[index]
     device = next(model.parameters()).device
