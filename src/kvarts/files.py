@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from kvarts.errors import OutputError
 
 
 @contextmanager
-def atomic_text_writer(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 text file that takes the place of `path` only when the block ends without an error.
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` only when the block ends without an error.
 
     Missing folders are made. What is written goes to a temporary file in the same folder, reaches the disk
     (fsync) and is then renamed, so a crash, a kill or a full disk leaves the old file as it was.
@@ -25,7 +26,7 @@ def atomic_text_writer(path: Path) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +36,15 @@ def atomic_text_writer(path: Path) -> Iterator[TextIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_text_writer(path: Path) -> Iterator[TextIO]:
+    """Like `atomic_writer`, for UTF-8 text."""
+    with atomic_writer(path) as file, TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
+        yield text
+        text.flush()
+        text.detach()
 
 
 def write_error(path: Path, error: OSError) -> OutputError:

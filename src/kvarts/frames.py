@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Frames = TypeVar("Frames", int, "Tensor")
+
 SAMPLE_RATE = 16_000  # Hz
 WIN_LENGTH = 400  # samples: 25 ms, also the FFT length
 HOP_LENGTH = 160  # samples: 10 ms
@@ -12,7 +19,7 @@ def mel_frames(num_samples: int) -> int:
     return num_samples // HOP_LENGTH + 1
 
 
-def encoded_frames(num_mel_frames: int, stride: int = 4) -> int:
+def encoded_frames(num_mel_frames: Frames, stride: int = 4) -> Frames:
     """Frames that leave the encoder: trunc((length - 1) / stride) + 1."""
     return (num_mel_frames - 1) // stride + 1
 

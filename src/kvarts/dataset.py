@@ -1,0 +1,283 @@
+"""From manifest to batch: what the network is fed, in which order, and how a run picks up where it stopped.
+
+The order of utterances is a function of (seed, epoch) alone and augmentation one of (seed, epoch, utterance), so it does
+not depend on the number of workers, and a resumed run sees exactly what the killed one would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from kvarts.alphabet import ALPHABET, encode
+from kvarts.audio import read_audio
+from kvarts.errors import AudioError, ConfigError
+from kvarts.features import log_mel
+from kvarts.manifest import Utterance
+from kvarts.text import normalise
+
+Features = NDArray[np.float32]
+Augmentation = Callable[[Features, np.random.Generator], Features]
+# An utterance in a certain epoch: (epoch, index into the manifest).
+Draw = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance ready for the network: features (frames, 64) float32, label ids (characters,) int64."""
+
+    features: Tensor
+    targets: Tensor
+    utterance: Utterance
+
+
+@dataclass
+class Batch:
+    """Utterances padded to the longest.
+
+    features (batch, frames, 64) float32; feature_lengths (batch,) int64, frames; targets (sum of target_lengths,) int64,
+    all label ids one after the other; target_lengths (batch,) int64.
+    """
+
+    features: Tensor
+    feature_lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    utterances: list[Utterance]
+
+    @property
+    def texts(self) -> list[str]:
+        """The manifest's raw texts: what WER is measured against."""
+        return [utterance.text for utterance in self.utterances]
+
+    def where(self, selected: Tensor | None = None) -> str:
+        """``file:line`` of the utterances (of those `selected`, (batch,) bool), for messages."""
+        chosen = [True] * len(self.utterances) if selected is None else selected.tolist()
+        return ", ".join(u.where for u, is_chosen in zip(self.utterances, chosen, strict=True) if is_chosen)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            features=self.features.to(device, non_blocking=non_blocking),
+            feature_lengths=self.feature_lengths.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            target_lengths=self.target_lengths.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies faster."""
+        return replace(
+            self,
+            features=self.features.pin_memory(),
+            feature_lengths=self.feature_lengths.pin_memory(),
+            targets=self.targets.pin_memory(),
+            target_lengths=self.target_lengths.pin_memory(),
+        )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pads with zeros; the encoder masks whatever lies beyond an utterance's length."""
+    return Batch(
+        features=torch.nn.utils.rnn.pad_sequence([e.features for e in examples], batch_first=True),
+        feature_lengths=torch.tensor([len(e.features) for e in examples]),
+        targets=torch.cat([e.targets for e in examples]),
+        target_lengths=torch.tensor([len(e.targets) for e in examples]),
+        utterances=[e.utterance for e in examples],
+    )
+
+
+class SpeechDataset(Dataset[Example]):
+    """Utterances by (epoch, index). Features are kept in memory up to `cache_bytes`, so that a file is decoded once.
+
+    Args:
+        utterances: of one or more manifests.
+        augmentation: applied to the features (frames, 64) afresh in every epoch, or None.
+        seed: of the augmentation.
+        cache_bytes: memory for features, for each worker process; 25.6 kB hold a second of audio.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.utterances = list(utterances)
+        self._augmentation = augmentation
+        self._seed = seed
+        self._cache: dict[int, Features] = {}
+        self._cache_bytes_left = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        epoch, index = draw
+        utterance = self.utterances[index]
+        features = self._features(index)
+        if self._augmentation is not None:
+            features = self._augmentation(features, np.random.default_rng((self._seed, epoch, index)))
+        # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
+        targets = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
+        return Example(torch.from_numpy(features), torch.tensor(targets, dtype=torch.long), utterance)
+
+    def _features(self, index: int) -> Features:
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        utterance = self.utterances[index]
+        try:
+            features = log_mel(read_audio(utterance.audio_path))
+        except AudioError as error:
+            raise AudioError(f"{utterance.where}: {error}") from error
+        if features.nbytes <= self._cache_bytes_left:
+            self._cache_bytes_left -= features.nbytes
+            self._cache[index] = features
+        return features
+
+
+class BucketSampler(Sampler[list[Draw]]):
+    """Batches of similar length, in an order drawn anew in every epoch; each rank gets its share.
+
+    A batch of the whole job has `batch_size` utterances for each rank. Every utterance is drawn once an epoch. The
+    sampler knows its place, so that a run resumes in the middle of an epoch: see `state_dict`.
+
+    Args:
+        durations_s: of all utterances.
+        batch_size: utterances a batch on one rank.
+        shuffle: draw the order; else the manifest's order, cut into batches.
+        bucketing: put utterances of similar length together, so that little is padding.
+        seed: of the order; the same on all ranks.
+        rank, world_size: this process and their number.
+    """
+
+    def __init__(
+        self,
+        durations_s: Sequence[float],
+        batch_size: int,
+        shuffle: bool = True,
+        bucketing: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size is {batch_size}; it must be at least 1")
+        if len(durations_s) < world_size:
+            raise ConfigError(
+                f"{len(durations_s)} utterances cannot be shared by {world_size} processes; use fewer trainer.devices"
+            )
+        self._durations_s = list(durations_s)
+        self._joint_size = batch_size * world_size
+        self._shuffle = shuffle
+        self._bucketing = bucketing
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self.epoch = 0
+        self.batches_done = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on each rank."""
+        return len(self._cuts())
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """The rest of the current epoch."""
+        epoch = self.epoch
+        for joint_batch in self._joint_batches(epoch)[self.batches_done :]:
+            yield [(epoch, index) for index in joint_batch[self._rank :: self._world_size]]
+
+    def batch_done(self) -> None:
+        """Counts a batch that was trained on (a data loader runs ahead, so it cannot be counted when it is drawn)."""
+        self.batches_done += 1
+        if self.batches_done == len(self):
+            self.epoch += 1
+            self.batches_done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the data: epochs and batches behind us, and the size of an epoch, to notice another data set."""
+        return {"epoch": self.epoch, "batches_done": self.batches_done, "batches": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a place in the same data.
+
+        Raises:
+            ConfigError: the data or the batch size changed since.
+        """
+        if state["batches"] != len(self):
+            raise ConfigError(
+                f"the run to resume had {state['batches']} batches an epoch, this one has {len(self)}; resume with the "
+                "same data, batch size and devices, or start from its weights with model.init_weights="
+            )
+        self.epoch, self.batches_done = state["epoch"], state["batches_done"]
+
+    def _cuts(self) -> list[slice]:
+        """Where the order is cut into joint batches; a rest too small for every rank joins the batch before it."""
+        starts = list(range(0, len(self._durations_s), self._joint_size))
+        if len(starts) > 1 and len(self._durations_s) - starts[-1] < self._world_size:
+            starts.pop()
+        ends = [*starts[1:], len(self._durations_s)]
+        return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+
+    def _joint_batches(self, epoch: int) -> list[list[int]]:
+        draw = random.Random(f"{self._seed} {epoch}")
+        order = list(range(len(self._durations_s)))
+        if self._shuffle:
+            draw.shuffle(order)
+        if self._bucketing:
+            # Lengths blurred by up to 10 % keep company changing from epoch to epoch.
+            blur = {i: draw.uniform(0.9, 1.1) if self._shuffle else 1.0 for i in order}
+            order.sort(key=lambda i: self._durations_s[i] * blur[i])
+        batches = [order[cut] for cut in self._cuts()]
+        if self._shuffle:
+            draw.shuffle(batches)
+        return batches
+
+
+class ShareSampler(Sampler[list[Draw]]):
+    """Every utterance exactly once over all ranks, for evaluation: rank r takes r, r + world_size, …; nothing is padded.
+
+    Args:
+        durations_s: of all utterances; long ones come together, so that little is padding.
+        batch_size: utterances a batch.
+        rank, world_size: this process and their number.
+    """
+
+    def __init__(self, durations_s: Sequence[float], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(durations_s) < world_size:
+            raise ConfigError(
+                f"{len(durations_s)} utterances cannot be shared by {world_size} processes; use fewer trainer.devices"
+            )
+        order = sorted(range(len(durations_s)), key=lambda i: durations_s[i])[rank::world_size]
+        self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self._batches:
+            yield [(0, index) for index in batch]
+
+
+def random_subset(utterances: Sequence[Utterance], duration_s: float, seed: int) -> list[Utterance]:
+    """About `duration_s` seconds of utterances, drawn at random, in manifest order; all where there are no more."""
+    order = list(range(len(utterances)))
+    random.Random(seed).shuffle(order)
+    chosen: list[int] = []
+    total_s = 0.0
+    for index in order:
+        if total_s >= duration_s:
+            break
+        chosen.append(index)
+        total_s += utterances[index].duration_s
+    return [utterances[index] for index in sorted(chosen)]
+

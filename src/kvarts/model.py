@@ -1,0 +1,205 @@
+"""QuartzNetCTC: encoder, CTC head, loss and metric as one Lightning module. What training does with a batch is here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+import kvarts
+from kvarts.alphabet import ALPHABET, BLANK_ID
+from kvarts.dataset import Batch
+from kvarts.decoder import ConvDecoder
+from kvarts.decoding import greedy
+from kvarts.encoder import QuartzNet
+from kvarts.error_counts import ErrorCounts, word_errors
+from kvarts.errors import CheckpointError, NonFiniteLossError
+from kvarts.features import FEATURE_SETTINGS
+from kvarts.wer import WER
+
+# The logger's name is the original's: its users search their logs for it.
+logger = logging.getLogger("lightning")
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
+    """Factor on the learning rate: linear over `warmup_steps`, then a cosine down to 0 at `max_steps`.
+
+    The annealing of SGDR (arXiv 1608.03983) without restarts. The first step already learns: factor 1 / warmup_steps.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+class QuartzNetCTC(pl.LightningModule):
+    """The recogniser in PyTorch: log-mel features in, log-probabilities out; and its training.
+
+    Args:
+        encoder: the QuartzNet.
+        decoder: the CTC head.
+        optimizer: makes the optimiser from parameters (Hydra: `_partial_: true`); needed for training only.
+        warmup_steps: optimiser steps of linear warm-up before the cosine annealing to 0 at the last step.
+        init_weights: a checkpoint to start from (the course's, one of ours, or .safetensors).
+    """
+
+    def __init__(
+        self,
+        encoder: QuartzNet,
+        decoder: ConvDecoder,
+        optimizer: OptimizerFactory | None = None,
+        warmup_steps: int = 10,
+        init_weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.wer = WER()
+        self.ctc_loss = nn.CTCLoss(blank=BLANK_ID, reduction="none", zero_infinity=True)
+        self._optimizer = optimizer
+        self._warmup_steps = warmup_steps
+        self._rng_to_restore: dict[str, Any] | None = None
+        if init_weights is not None:
+            from kvarts.checkpoint import load_weights
+
+            load_weights(self, Path(init_weights))
+            logger.info("successful load initial weights")
+
+    def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The way from features to log-probabilities; independent of padding and, in eval mode, of batchmates.
+
+        Args:
+            features: (batch, mel_frames, 64) float32 log-mel.
+            lengths: (batch,) int, log-mel frames of each utterance.
+
+        Returns:
+            (batch, time, 34) float32 log-probs and the encoded lengths (batch,) int.
+        """
+        encoded, encoded_lengths = self.encoder(features, lengths)
+        return self.decoder(encoded), encoded_lengths
+
+    forward = log_probs
+
+    def losses(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC loss (Graves et al. 2006) of each utterance: (batch,) float32, negative log-likelihood of its text."""
+        with torch.autocast(log_probs.device.type, enabled=False):
+            losses: Tensor = self.ctc_loss(log_probs.transpose(0, 1), batch.targets, lengths, batch.target_lengths)
+        return losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        log_probs, lengths = self.log_probs(batch.features, batch.feature_lengths)
+        losses = self.losses(log_probs, lengths, batch)
+        finite = torch.isfinite(losses) & torch.isfinite(log_probs.detach()).flatten(1).all(1)
+        if not bool(finite.all()):
+            raise NonFiniteLossError(
+                f"step {self.global_step}: the loss is not finite for {batch.where(~finite)}; "
+                "lower the learning rate or look at these utterances. The last checkpoint is untouched"
+            )
+        loss = self._joint_mean(losses)
+        self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(losses))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            hypotheses = greedy(log_probs.detach().cpu().numpy(), lengths.cpu().numpy())
+            errors = sum(map(word_errors, batch.texts, hypotheses), ErrorCounts())
+            self.log("train_wer", errors.rate, prog_bar=True, batch_size=len(losses))
+            _log_example(batch.texts[0], hypotheses[0])
+        return loss
+
+    def _joint_mean(self, losses: Tensor) -> Tensor:
+        """Mean over the utterances of all ranks: DDP averages gradients, so a rank's share is weighted by its size."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return losses.mean()
+        utterances = torch.tensor(float(len(losses)), device=losses.device)
+        dist.all_reduce(utterances)
+        return losses.sum() * dist.get_world_size() / utterances
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # A loss may be finite and its gradient not; the step would destroy the weights. With float16 the gradient scaler
+        # meets such gradients by design and skips the step itself.
+        if self.trainer.precision == "16-mixed":
+            return
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        if not bool(torch.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"step {self.global_step}: the gradient is not finite for {self.trainer.datamodule.last_batch.where()}; "
+                "lower the learning rate. The last checkpoint is untouched"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self.wer.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        log_probs, lengths = self.log_probs(batch.features, batch.feature_lengths)
+        losses = self.losses(log_probs, lengths, batch)
+        hypotheses = greedy(log_probs.cpu().numpy(), lengths.cpu().numpy())
+        self.wer.update(batch.texts, hypotheses)
+        self.log("val_loss", losses.mean(), prog_bar=True, batch_size=len(losses), on_epoch=True, sync_dist=True)
+        if batch_idx == 0:
+            _log_example(batch.texts[0], hypotheses[0])
+
+    def on_validation_epoch_end(self) -> None:
+        # Errors and words of all utterances and ranks are summed before the division.
+        self.log("val_wer", self.wer.compute(), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self._optimizer is None:
+            raise ValueError("training needs an optimizer; pass one to QuartzNetCTC")
+        optimizer = self._optimizer(self.parameters())
+        max_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self._warmup_steps, max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint says of itself: version, alphabet, features, network; plain values."""
+        return {
+            "kvarts_version": kvarts.__version__,
+            "alphabet": ALPHABET,
+            "features": dict(FEATURE_SETTINGS),
+            "encoder": self.encoder.settings(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        broken = [name for name, tensor in self.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        if broken:
+            raise NonFiniteLossError(
+                f"step {self.global_step}: {broken[0]} is not finite, so nothing was saved; "
+                "the last checkpoint is untouched. Lower the learning rate and resume from it"
+            )
+        checkpoint["kvarts"] = self.settings()
+        checkpoint["rng"] = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "rng" not in checkpoint:
+            raise CheckpointError(
+                "this checkpoint holds weights but no state of a training run of ours, so it cannot be resumed; "
+                "start from its weights with model.init_weights= instead"
+            )
+        self._rng_to_restore = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        # Here and not while loading: what Lightning sets up in between may draw random numbers.
+        if self._rng_to_restore is not None:
+            torch.set_rng_state(self._rng_to_restore["torch"])
+            if "cuda" in self._rng_to_restore and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._rng_to_restore["cuda"])
+            self._rng_to_restore = None
+
+
+def _log_example(reference: str, hypothesis: str) -> None:
+    logger.info("reference : %s", reference)
+    logger.info("prediction: %s", hypothesis)
