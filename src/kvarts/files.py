@@ -41,10 +41,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def atomic_text_writer(path: Path) -> Iterator[TextIO]:
     """Like `atomic_writer`, for UTF-8 text."""
-    with atomic_writer(path) as file, TextIOWrapper(file, encoding="utf-8", newline="\n") as text:
-        yield text
-        text.flush()
-        text.detach()
+    with atomic_writer(path) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            # Passes on what is buffered, and leaves `file` open for the fsync.
+            text.detach()
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
