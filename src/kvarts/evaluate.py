@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -84,8 +85,9 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for heading in ("WER %", "CER %", "subst.", "del.", "ins.", "words", "utterances", "hours", "RTFx"):
+    # Short headings: golos' test sets still fit into 80 columns.
+    table.add_column("", min_width=8, overflow="fold")
+    for heading in ("WER %", "CER %", "subst.", "del.", "ins.", "utt.", "hours", "RTFx"):
         table.add_column(heading, justify="right", no_wrap=True)
     for evaluation in evaluations:
         words = evaluation.words
@@ -96,7 +98,6 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
             str(words.substitutions),
             str(words.deletions),
             str(words.insertions),
-            str(words.reference_length),
             str(evaluation.num_utterances),
             f"{evaluation.audio_s / 3600:.3f}",
             f"{evaluation.rtfx:.1f}",
@@ -274,9 +275,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if evaluations:
             rows = evaluations if len(evaluations) == 1 else [*evaluations, together(evaluations)]
-            console = Console()
             # In a file or a pipe there is no edge to wrap at.
-            console.print(render_table(rows), width=console.width if console.is_terminal else 120)
+            Console(width=None if sys.stdout.isatty() else 120).print(render_table(rows))
     if args.output is not None:
         print(f"results: {args.output / 'results.json'}")
     return 0

@@ -1,0 +1,511 @@
+"""`kvarts evaluate` and `kvarts transcribe`, with a real model that was built by hand to read tones.
+
+Every label of the alphabet is a tone in the middle of a mel band of its own, and silence is the blank. The
+network has one block that hands the bands on and a head that picks the loudest, so what it recognises is
+known in advance.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+import kvarts
+from kvarts.alphabet import BLANK_ID, encode
+from kvarts.checkpoint import save_weights
+from kvarts.cli import main
+from kvarts.decoder import ConvDecoder
+from kvarts.encoder import BlockConfig, QuartzNet
+from kvarts.error_counts import ErrorCounts
+from kvarts.errors import AudioError, ConfigError, ManifestError
+from kvarts.evaluate import (
+    Evaluation,
+    evaluate_manifest,
+    evaluate_manifests,
+    name_manifests,
+    render_table,
+    together,
+)
+from kvarts.features import CLAMP_MIN, N_MELS
+from kvarts.frames import SAMPLE_RATE
+from kvarts.manifest import read_manifest, write_manifest
+from kvarts.model import QuartzNetCTC
+from kvarts.recognise import file_features, texts
+from kvarts.text import NORMALISER_VERSION
+
+FIRST_BAND = 28  # from here on bands are wider than the spectrum of a tone cut by the analysis window
+SILENCE = float(np.log(CLAMP_MIN))
+LOUD = 4.0  # log-mel; a tone of the tests has about 7
+
+
+class ToneReader(QuartzNetCTC):
+    """The real model, of one block and with weights set by hand; can be told to fail in a certain batch."""
+
+    def __init__(self) -> None:
+        block = BlockConfig(filters=N_MELS, repeat=1, kernel=1, residual=False, separable=False)
+        super().__init__(QuartzNet([block]), ConvDecoder(N_MELS))
+        state = self.state_dict()
+        state["encoder.layers.0.conv.0.weight"] = torch.eye(N_MELS).unsqueeze(2)
+        state["encoder.layers.0.conv.0.bias"] = torch.full((N_MELS,), -SILENCE)
+        head = torch.zeros(BLANK_ID + 1, N_MELS, 1)
+        head[torch.arange(BLANK_ID), FIRST_BAND + torch.arange(BLANK_ID)] = 1
+        state["decoder.layers.0.weight"] = head
+        state["decoder.layers.0.bias"] = torch.zeros(BLANK_ID + 1)
+        state["decoder.layers.0.bias"][BLANK_ID] = LOUD - SILENCE
+        self.load_state_dict(state)
+        self.batch_sizes: list[int] = []
+        self.fail_in_batch: int | None = None
+
+    def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fail_in_batch == len(self.batch_sizes):
+            raise KeyboardInterrupt
+        self.batch_sizes.append(len(features))
+        return super().log_probs(features, lengths)
+
+
+def speak(text: str) -> NDArray[np.float32]:
+    """80 ms of tone and 40 ms of silence for each character, a waveform at 16 kHz."""
+    mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), N_MELS + 2)[1:-1]
+    hz = 700 * (10 ** (mels / 2595) - 1)
+    seconds = np.arange(1280) / SAMPLE_RATE
+    gap = np.zeros(640)
+    tones = [
+        np.sin(2 * np.pi * hz[FIRST_BAND + label] * seconds) * np.hanning(1280) for label in encode(text)
+    ]
+    parts = [gap, *(part for tone in tones for part in (tone, gap))]
+    return 0.5 * np.concatenate(parts).astype(np.float32)
+
+
+def write_speech(folder: Path, spoken_and_text: Sequence[tuple[str, str]]) -> Path:
+    """A manifest in `folder` whose files say the first of each pair and whose texts are the second."""
+    (folder / "audio").mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for number, (spoken, text) in enumerate(spoken_and_text):
+        waveform = speak(spoken)
+        soundfile.write(folder / "audio" / f"{number}.wav", waveform, SAMPLE_RATE)
+        row = {"id": f"u{number}", "audio_filepath": f"audio/{number}.wav", "text": text}
+        rows.append(row | {"duration": len(waveform) / SAMPLE_RATE})
+    write_manifest(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+CROWD = [
+    ("афина хотела номер", "афина хотела номер"),
+    ("да", "нет"),
+    ("салют вызов светлане", "Салют, вызов Светлане!"),
+    ("ежик", "ёжик"),
+    ("дом пять", "дом 5"),
+]
+FARFIELD = [("включи", "включи свет"), ("это не то", "то"), ("", "")]
+CROWD_WORDS = ErrorCounts(substitutions=2, reference_length=3 + 1 + 3 + 1 + 2)
+FARFIELD_WORDS = ErrorCounts(deletions=1, insertions=2, reference_length=3)
+
+
+@pytest.fixture
+def model() -> ToneReader:
+    return ToneReader().eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tones.ckpt"
+    save_weights(ToneReader(), path)
+    return path
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Path:
+    return write_speech(tmp_path / "test_opus" / "crowd", CROWD)
+
+
+@pytest.fixture
+def farfield(tmp_path: Path) -> Path:
+    return write_speech(tmp_path / "test_opus" / "farfield", FARFIELD)
+
+
+def damage(manifest: Path, number: int) -> None:
+    """Cuts an audio file so that its header still promises all of it."""
+    utterance = read_manifest(manifest)[number]
+    flac = utterance.audio_path.with_suffix(".flac")
+    waveform, _ = soundfile.read(utterance.audio_path)
+    soundfile.write(flac, waveform, SAMPLE_RATE)
+    content = flac.read_bytes()
+    flac.write_bytes(content[: len(content) // 2])
+    rows = [row.fields for row in read_manifest(manifest)]
+    rows[number]["audio_filepath"] = f"audio/{flac.name}"
+    write_manifest(manifest, rows)
+
+
+# --- The functions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_duration_s", [0.1, 5.0, 1000.0])
+def test_scores_and_texts_whatever_the_batches(
+    model: ToneReader, crowd: Path, batch_duration_s: float
+) -> None:
+    utterances = read_manifest(crowd)
+    seen: dict[str, str] = {}
+
+    evaluation, predictions = evaluate_manifest(
+        model,
+        utterances,
+        name="crowd",
+        batch_duration_s=batch_duration_s,
+        on_text=lambda utterance, text: seen.update({utterance.utterance_id: text}),
+    )
+
+    assert predictions == [spoken for spoken, _ in CROWD]  # in the manifest's order
+    assert seen == {f"u{number}": spoken for number, (spoken, _) in enumerate(CROWD)}
+    assert evaluation.words == CROWD_WORDS
+    assert evaluation.characters.reference_length == sum(len(text) for _, text in CROWD) - 2  # , and !
+    assert evaluation.num_utterances == 5
+    assert evaluation.audio_s == sum(utterance.duration_s for utterance in utterances)
+    assert evaluation.rtfx == evaluation.audio_s / evaluation.elapsed_s > 0
+    longest = max(utterance.duration_s for utterance in utterances)
+    assert max(model.batch_sizes) <= max(1, batch_duration_s // longest * 10)
+    assert len(model.batch_sizes) == {0.1: 5, 5.0: 2, 1000.0: 1}[batch_duration_s]
+
+
+def test_a_real_network_gives_the_same_texts_alone_and_in_a_batch(crowd: Path) -> None:
+    torch.manual_seed(0)
+    blocks = [BlockConfig(48, 1, 11, stride=4, residual=False), BlockConfig(64, 2, 13), BlockConfig(64, 1, 1)]
+    random = QuartzNetCTC(QuartzNet(blocks), ConvDecoder(64)).train()
+    before = {name: tensor.clone() for name, tensor in random.state_dict().items()}
+    features = [file_features(utterance.audio_path) for utterance in read_manifest(crowd)]
+    together_ = texts(random, features)
+    assert together_ == [texts(random, [matrix])[0] for matrix in features]
+    assert any(together_)
+    # Run as in use, left as it was in training: also its running statistics.
+    assert random.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in random.state_dict().items())
+
+
+def test_together_agrees_with_jiwer(model: ToneReader, crowd: Path, farfield: Path) -> None:
+    evaluations = evaluate_manifests(model, {"crowd": crowd, "farfield": farfield})
+    both = together(evaluations)
+    assert [evaluation.name for evaluation in evaluations] == ["crowd", "farfield"]
+    assert both.words == CROWD_WORDS + FARFIELD_WORDS
+    references = [
+        text.lower().replace("ё", "е").strip("!").replace(",", "") for _, text in [*CROWD, *FARFIELD]
+    ]
+    spoken = [spoken for spoken, _ in [*CROWD, *FARFIELD]]
+    assert both.words.rate == jiwer.wer(references, spoken)
+    assert both.characters.rate == jiwer.cer(references, spoken)
+    assert both.num_utterances == 8
+
+
+def test_the_table_has_a_row_for_each(model: ToneReader, crowd: Path) -> None:
+    table = render_table(evaluate_manifests(model, {"one": crowd}))
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells[""] == ["one"]
+    assert cells["WER %"] == ["20.00"]
+    assert (cells["subst."], cells["del."], cells["ins."], cells["utt."]) == (
+        ["2"],
+        ["0"],
+        ["0"],
+        ["5"],
+    )
+
+
+def test_the_table_fits_into_80_columns() -> None:
+    large = Evaluation(
+        "farfield", ErrorCounts(9999, 9999, 9999, 65000), ErrorCounts(1, 1, 1, 1), 9994, 40391.7, 131
+    )
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_table([large, together([large, large])]))
+    assert isinstance(console.file, io.StringIO)
+    for word in ("farfield", "together", "46.15", "300.00", "9999", "19988", "22.440", "308.3"):
+        assert word in console.file.getvalue()
+
+
+def test_all_audio_is_checked_before_the_first_is_recognised(
+    model: ToneReader, crowd: Path, farfield: Path, tmp_path: Path
+) -> None:
+    rows = [utterance.fields for utterance in read_manifest(farfield)]
+    (farfield.parent / "audio" / "0.wav").unlink()
+    (farfield.parent / "audio" / "1.wav").write_bytes(b"")
+    rows[2]["duration"] += 1
+    write_manifest(farfield, rows)
+    with pytest.raises(ManifestError) as caught:
+        evaluate_manifests(model, {"crowd": crowd, "farfield": farfield}, output=tmp_path / "out")
+    for number in (1, 2, 3):
+        assert f"{farfield}:{number}: " in str(caught.value)
+    assert model.batch_sizes == []
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_damaged_file_is_named_and_all_others_are_kept(
+    model: ToneReader, crowd: Path, farfield: Path, tmp_path: Path
+) -> None:
+    damage(farfield, 1)
+    known: list[str] = []
+    with pytest.raises(AudioError) as caught:
+        evaluate_manifests(
+            model,
+            {"crowd": crowd, "farfield": farfield},
+            output=tmp_path / "out",
+            on_evaluation=lambda evaluation: known.append(evaluation.name),
+        )
+    assert f"{farfield}:2: " in str(caught.value)
+    partial = tmp_path / "out" / "farfield_pred.partial.jsonl"
+    assert str(partial) in str(caught.value)
+    assert {row.utterance_id: row.fields["pred_text"] for row in read_manifest(partial)} == {
+        "u0": "включи",
+        "u2": "",
+    }
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert ([entry["name"] for entry in results["manifests"]], results["complete"]) == (["crowd"], False)
+    assert (tmp_path / "out" / "crowd_pred.jsonl").exists()
+    assert known == ["crowd"]
+
+
+def test_ctrl_c_keeps_what_was_recognised(model: ToneReader, crowd: Path, tmp_path: Path) -> None:
+    model.fail_in_batch = 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_manifests(model, {"crowd": crowd}, batch_duration_s=0.1, output=tmp_path)
+    kept = read_manifest(tmp_path / "crowd_pred.partial.jsonl")
+    # The two longest, for those come first.
+    assert [row.fields["pred_text"] for row in kept] == [CROWD[2][0], CROWD[0][0]]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["d/test_opus/crowd/manifest.jsonl", "d/test_opus/farfield/manifest.jsonl"], ["crowd", "farfield"]),
+        (["d/train_opus/manifest.jsonl", "d/train_opus/1hour.jsonl"], ["train_opus", "train_opus-1hour"]),
+        (["a/crowd/manifest.jsonl", "b/crowd/manifest.jsonl"], ["a-crowd", "b-crowd"]),
+        (["a-b/manifest.jsonl", "a/b.jsonl"], None),
+        (["a/manifest.jsonl", "a/manifest.json"], ["1-manifest.jsonl", "2-manifest.json"]),
+    ],
+)
+def test_manifests_get_different_names(tmp_path: Path, paths: list[str], names: list[str] | None) -> None:
+    named = name_manifests([tmp_path / path for path in paths])
+    assert list(named.values()) == [tmp_path / path for path in paths]
+    assert not any("/" in name for name in named)
+    if names is not None:
+        assert list(named) == names
+
+
+def test_a_manifest_given_twice() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        name_manifests([Path("a/manifest.jsonl"), Path("b/../a/manifest.jsonl")])
+
+
+# --- The command line ---------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_a_table_and_writes_results(
+    checkpoint: Path,
+    crowd: Path,
+    farfield: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("out", "deep")
+    arguments = ["evaluate", "--checkpoint", str(checkpoint), "--output", str(out)]
+    arguments += ["--manifest", str(crowd.relative_to(tmp_path)), "--manifest", str(farfield)]
+    assert main(arguments) == 0
+
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert rows["crowd"][0] == "20.00"
+    assert rows["crowd"][2:6] == ["2", "0", "0", "5"]
+    assert rows["farfield"][2:6] == ["0", "1", "2", "3"]
+    assert rows["together"][0] == f"{100 * 5 / 13:.2f}"
+    assert str(out / "results.json") in printed
+
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["checkpoint"] == {
+        "path": str(checkpoint),
+        "sha256": sha256(checkpoint.read_bytes()).hexdigest(),
+    }
+    assert results["kvarts_version"] == kvarts.__version__
+    assert results["normaliser_version"] == NORMALISER_VERSION
+    assert results["command"] == "kvarts " + " ".join(arguments)
+    assert results["complete"] is True
+    assert [entry["manifest"] for entry in results["manifests"]] == [str(crowd), str(farfield)]
+    assert results["manifests"][0]["wer"] == 0.2
+    assert results["manifests"][0]["hours"] * 3600 == pytest.approx(
+        sum(utterance.duration_s for utterance in read_manifest(crowd))
+    )
+    assert results["together"]["words"] == {
+        "substitutions": 2,
+        "deletions": 1,
+        "insertions": 2,
+        "reference_length": 13,
+    }
+
+    predicted = read_manifest(out / results["manifests"][1]["predictions"])
+    assert [utterance.fields["pred_text"] for utterance in predicted] == [spoken for spoken, _ in FARFIELD]
+    for before, after in zip(read_manifest(farfield), predicted, strict=True):
+        assert after.audio_path.samefile(before.audio_path)
+        kept = {
+            key: value for key, value in after.fields.items() if key not in ("audio_filepath", "pred_text")
+        }
+        assert kept == {key: value for key, value in before.fields.items() if key != "audio_filepath"}
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "crowd_pred.jsonl",
+        "farfield_pred.jsonl",
+        "results.json",
+    ]
+
+
+def test_without_output_nothing_is_written(
+    checkpoint: Path, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--checkpoint", str(checkpoint), "--manifest", str(crowd)]) == 0
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_is_scored_before_a_damaged_file_is_printed(
+    checkpoint: Path, crowd: Path, farfield: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(farfield, 1)
+    arguments = [
+        "evaluate",
+        "--checkpoint",
+        str(checkpoint),
+        "--manifest",
+        str(crowd),
+        "--manifest",
+        str(farfield),
+    ]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "crowd" in captured.out
+    assert "20.00" in captured.out
+    assert captured.err.startswith(f"kvarts: error: {farfield}:2: ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.fixture
+def allow_bytes() -> Iterator[Callable[[int], None]]:
+    """A function after which no file may grow beyond so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_costs_no_score(
+    checkpoint: Path,
+    crowd: Path,
+    tmp_path: Path,
+    allow_bytes: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        "evaluate",
+        "--checkpoint",
+        str(checkpoint),
+        "--manifest",
+        str(crowd),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main(arguments) == 0
+    old = (tmp_path / "o" / "results.json").read_bytes()
+    predictions = (tmp_path / "o" / "crowd_pred.jsonl").stat().st_size
+    assert predictions < len(old)
+    capsys.readouterr()
+    allow_bytes(predictions)  # enough for the predictions, not for the results
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "20.00" in captured.out
+    assert captured.err.startswith(f"kvarts: error: {tmp_path / 'o' / 'results.json'}: could not be written")
+    assert captured.err.count("\n") == 1
+    assert (tmp_path / "o" / "results.json").read_bytes() == old
+
+
+@pytest.mark.parametrize("command", ["evaluate", "transcribe"])
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"--checkpoint": "none.ckpt"}, "none.ckpt"),
+        ({"--device": "abacus"}, "--device abacus"),
+        ({"--device": "cuda:99"}, "--device cuda:99"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    command: str,
+    changes: dict[str, str],
+    what: str,
+    checkpoint: Path,
+    crowd: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"--checkpoint": str(checkpoint), "--device": "cpu"} | changes
+    arguments = [command, *(part for option in options.items() for part in option)]
+    arguments += (
+        ["--manifest", str(crowd)] if command == "evaluate" else [str(crowd.parent / "audio" / "0.wav")]
+    )
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("kvarts: error: ")
+    assert what in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_is_told_before_the_work(
+    checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(crowd)  # a file
+    assert (
+        main(["evaluate", "--checkpoint", str(checkpoint), "--manifest", str(crowd), "--output", output]) == 2
+    )
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert output in captured.err
+
+
+def test_transcribe_one_file_prints_its_text(
+    checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transcribe", "--checkpoint", str(checkpoint), str(crowd.parent / "audio" / "2.wav")]) == 0
+    assert capsys.readouterr() == ("салют вызов светлане\n", "")
+
+
+def test_transcribe_goes_on_after_a_file_it_cannot_read(
+    checkpoint: Path, crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = crowd.parent / "audio"
+    missing, not_audio, one_sample = tmp_path / "none.wav", tmp_path / "notes.wav", tmp_path / "one.wav"
+    not_audio.write_text("не звук", encoding="utf-8")
+    soundfile.write(one_sample, np.ones(1, np.float32), SAMPLE_RATE)
+    files = [audio / "1.wav", missing, one_sample, not_audio, tmp_path, audio / "0.wav"]
+    assert main(["transcribe", "--checkpoint", str(checkpoint), *map(str, files)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == f"{files[0]}\tда\n{one_sample}\t\n{files[-1]}\tафина хотела номер\n"
+    reported = captured.err.splitlines()
+    assert len(reported) == 3
+    for line, path in zip(reported, (missing, not_audio, tmp_path), strict=True):
+        assert line.startswith("kvarts: error: ")
+        assert str(path) in line
+
+
+def test_a_click_has_no_text(model: ToneReader, tmp_path: Path) -> None:
+    # Loud enough to be recognised as a letter if the network were asked.
+    path = tmp_path / "click.wav"
+    soundfile.write(path, speak("а")[640 + 400 : 640 + 799], SAMPLE_RATE)
+    assert texts(model, [file_features(path)]) == [""]
+    assert model.batch_sizes == []
+    soundfile.write(path, speak("а")[640 + 400 : 640 + 800], SAMPLE_RATE)
+    assert texts(model, [file_features(path)]) == ["а"]
