@@ -1,0 +1,213 @@
+"""Which data a run uses, whether it can be trained on, and the loaders that bring it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from kvarts.checks import Problem, check_audio, check_targets
+from kvarts.dataset import (
+    Augmentation,
+    BucketSampler,
+    Example,
+    ShareSampler,
+    SpeechDataset,
+    collate,
+    random_subset,
+)
+from kvarts.errors import ConfigError, TrainingDataError, listing
+from kvarts.manifest import Utterance, read_manifest
+
+logger = logging.getLogger("lightning")
+
+SAMPLE_DIR = Path(__file__).resolve().parents[2] / "sample"
+
+
+def find_data_dir(data_dir: str | Path | None) -> Path:
+    """The folder given, else ./data where it exists, else the sample that ships with the repository.
+
+    Raises:
+        ConfigError: there is none of them.
+    """
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise ConfigError(f"data_dir={data_dir}: no such folder; check the path")
+        return Path(data_dir)
+    for candidate in (Path("data"), Path("sample"), SAMPLE_DIR):
+        if candidate.is_dir():
+            return candidate
+    raise ConfigError(
+        "no data: there is neither ./data nor ./sample; fetch the course's data with ./download_data.sh "
+        "or name a folder with data_dir="
+    )
+
+
+class SpeechData(pl.LightningDataModule):
+    """Training and validation data of a run.
+
+    Args:
+        data_dir: folder in the course's layout, or None (see `find_data_dir`).
+        stride: log-mel frames for each encoded frame, for the feasibility check.
+        seed: of subset, order and augmentation.
+        augmentation: of training features, or None.
+        (the rest: as described in conf/quarznet_5x5_ru.yaml, section data)
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path | None,
+        stride: int,
+        seed: int,
+        *,
+        train_manifest: str | None = None,
+        val_manifest: str | None = None,
+        test_manifests: Mapping[str, str] | None = None,
+        train_minutes: float | None = None,
+        batch_size: int = 16,
+        val_batch_size: int = 16,
+        shuffle: bool = True,
+        bucketing: bool = True,
+        num_workers: int = 0,
+        cache_mb: int = 1024,
+        on_bad: str = "error",
+        check_audio: bool = True,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__()
+        if on_bad not in ("error", "skip"):
+            raise ConfigError(f"data.on_bad={on_bad}; choose error or skip")
+        root = find_data_dir(data_dir)
+        if data_dir is None:
+            other = "" if root.name == "data" else " (there is no ./data)"
+            logger.info("data: %s%s", root, other)
+        else:
+            logger.info("data: %s", root)
+        self.train_manifest = Path(train_manifest or root / "train_opus" / "manifest.jsonl")
+        farfield = root / "test_opus" / "farfield" / "manifest.jsonl"
+        held_out = root / "val_opus" / "manifest.jsonl"
+        if val_manifest:
+            self.val_manifest, why = Path(val_manifest), "data.val_manifest"
+        elif held_out.is_file():
+            self.val_manifest, why = held_out, "the data folder has a validation set"
+        else:
+            self.val_manifest, why = farfield, "no val_opus in the data folder: the far-field test set, as in the course"
+        logger.info("validation: %s (%s)", self.val_manifest, why)
+        if test_manifests is not None:
+            self.test_manifests = {name: Path(path) for name, path in test_manifests.items()}
+        else:
+            crowd = root / "test_opus" / "crowd" / "manifest.jsonl"
+            self.test_manifests = {p.parent.name: p for p in (crowd, farfield) if p.is_file()}
+        self._stride = stride
+        self._seed = seed
+        self._train_minutes = train_minutes
+        self._batch_size = batch_size
+        self._val_batch_size = val_batch_size
+        self._shuffle = shuffle
+        self._bucketing = bucketing
+        self._num_workers = num_workers
+        self._cache_bytes = cache_mb * 2**20
+        self._on_bad = on_bad
+        self._check_audio = check_audio
+        self._augmentation = augmentation
+        self._sampler: BucketSampler | None = None
+        self._place: dict[str, int] | None = None
+        self.train: list[Utterance] = []
+        self.val: list[Utterance] = []
+
+    def prepare(self) -> None:
+        """Read and check everything before step 0.
+
+        Raises:
+            ManifestError: a manifest is missing, empty or broken.
+            TrainingDataError: utterances that cannot be used, listed by file:line, where on_bad is error.
+        """
+        train = read_manifest(self.train_manifest)
+        if self._train_minutes is not None:
+            train = random_subset(train, 60 * self._train_minutes, self._seed)
+        val = read_manifest(self.val_manifest)
+        problems = check_targets(train, self._stride)
+        if self._check_audio:
+            tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
+            bad_tests = check_audio(tests)
+            if bad_tests:
+                raise TrainingDataError(listing("test utterances that cannot be read", [str(p) for p in bad_tests]))
+            problems += check_audio([*train, *val])
+        self.train = self._usable(train, problems, "training")
+        self.val = self._usable(val, problems, "validation")
+        logger.info(
+            "training on %d utterances, %.2f h; validating on %d, %.2f h",
+            *(len(self.train), sum(u.duration_s for u in self.train) / 3600),
+            *(len(self.val), sum(u.duration_s for u in self.val) / 3600),
+        )
+
+    def _usable(self, utterances: list[Utterance], problems: Sequence[Problem], part: str) -> list[Utterance]:
+        whose = {id(utterance) for utterance in utterances}
+        bad = [problem for problem in problems if id(problem.utterance) in whose]
+        if not bad:
+            return utterances
+        unusable = {id(problem.utterance) for problem in bad}
+        message = listing(f"{part} utterances that cannot be used", [str(problem) for problem in bad])
+        if self._on_bad == "error":
+            raise TrainingDataError(f"{message}\nmend these lines, or leave them out with data.on_bad=skip")
+        usable = [utterance for utterance in utterances if id(utterance) not in unusable]
+        skipped_s = sum(u.duration_s for u in utterances) - sum(u.duration_s for u in usable)
+        logger.warning(
+            "skipped %d of %d %s utterances, %.1f s\n%s", len(unusable), len(utterances), part, skipped_s, message
+        )
+        if not usable:
+            raise TrainingDataError(f"no {part} utterance is left; {message}")
+        return usable
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        rank, world_size = self._share()
+        self._sampler = BucketSampler(
+            [u.duration_s for u in self.train],
+            self._batch_size,
+            shuffle=self._shuffle,
+            bucketing=self._bucketing,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        if self._place is not None:
+            self._sampler.load_state_dict(self._place)
+        return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache_bytes), self._sampler)
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        sampler = ShareSampler([u.duration_s for u in self.val], self._val_batch_size, *self._share())
+        return self._loader(SpeechDataset(self.val, cache_bytes=self._cache_bytes), sampler)
+
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, dataset: SpeechDataset, sampler: BucketSampler | ShareSampler) -> DataLoader[Example]:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # A generator of its own: else making an iterator would draw from the model's random numbers, and a resumed
+            # run would dream up other dropout masks than the one never killed.
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+    def batch_done(self) -> None:
+        """Training calls this after every batch, so that a checkpoint knows the place in the data."""
+        if self._sampler is not None:
+            self._sampler.batch_done()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._sampler.state_dict() if self._sampler is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = state_dict or None
+
+

@@ -1,0 +1,190 @@
+"""Training from configuration to result: data, model, Lightning's loop, then WER of the training sample and the test sets.
+
+`python main.py [overrides]` and `kvarts train [overrides]` come here. All settings are in conf/quarznet_5x5_ru.yaml.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from kvarts.callbacks import Curve, LastCheckpoint
+from kvarts.checkpoint import SafeCheckpointIO, load_model
+from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config
+from kvarts.dataset import random_subset
+from kvarts.datamodule import SpeechData
+from kvarts.errors import CheckpointError, ConfigError, KvartsError
+from kvarts.evaluate import Evaluation, evaluate_manifest, evaluate_manifests, render_table
+from kvarts.files import atomic_text_writer
+from kvarts.model import QuartzNetCTC
+
+logger = logging.getLogger("lightning")
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--multirun", "-m")
+
+
+def main(argv: list[str]) -> int:
+    """Train as the Hydra overrides in `argv` say; the exit code: 0, or 2 for a mistake of the user."""
+    try:
+        if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in argv):
+            config = compose_config(argv)
+            if config.resume is not None:
+                checkpoint = find_resume(config.resume, Path("logs") / config.name)
+                if checkpoint is not None:
+                    # The resumed run goes on in its own folder.
+                    argv = [*argv, f"resume='{checkpoint}'", f"hydra.run.dir='{checkpoint.parent.parent}'"]
+        # Lightning starts the other processes of a DDP run by this command line.
+        if Path(sys.argv[0]).name != "main.py":
+            sys.argv[0] = __file__
+        sys.argv[1:] = argv
+        _hydra_main()
+    except KvartsError as error:
+        print(f"kvarts: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME, version_base="1.3")
+def _hydra_main(config: DictConfig) -> None:
+    try:
+        train(config, Path(HydraConfig.get().runtime.output_dir))
+    except KvartsError as error:
+        # Hydra would print a traceback and exit with 1.
+        print(f"kvarts: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def find_resume(resume: str, runs: Path) -> Path | None:
+    """The checkpoint to resume from: the path given, or for `auto` the newest last.ckpt of the runs; None without one.
+
+    Raises:
+        CheckpointError: the path does not exist.
+    """
+    if resume != "auto":
+        if not Path(resume).is_file():
+            raise CheckpointError(f"resume={resume}: no such checkpoint; check the path, or use resume=auto")
+        return Path(resume).absolute()
+    found = sorted(runs.glob(f"*/checkpoints/{LAST}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        logger.info("resume=auto: no %s under %s, so this run starts at step 0", LAST, runs)
+        return None
+    return found[-1].absolute()
+
+
+def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
+    """One whole run: check the data, train, evaluate; everything it writes lies in `run_dir`.
+
+    Returns:
+        Scores of the training sample and each test set; empty where `evaluate.enabled` is false and on ranks other than 0.
+
+    Raises:
+        KvartsError: whatever the user can mend, named; see `kvarts.errors`.
+    """
+    _quieten()
+    pl.seed_everything(config.seed, verbose=False)
+    model = _instantiate(config.model)
+    data = SpeechData(
+        config.data_dir,
+        model.encoder.stride,
+        config.seed,
+        augmentation=_instantiate(config.augment).features,
+        **config.data,
+    )
+    data.prepare()
+    curve = Curve(run_dir / "curve.png")
+    trainer = _trainer(config, run_dir, curve)
+    if config.resume is not None and Path(config.resume).is_file():
+        logger.info("resume: %s", config.resume)
+        trainer.fit(model, data, ckpt_path=config.resume)
+    else:
+        trainer.fit(model, data)
+    if trainer.interrupted or not trainer.is_global_zero:
+        return []
+    evaluations = _evaluate(config, run_dir, data) if config.evaluate.enabled else []
+    print(f"checkpoint: {run_dir / 'checkpoints' / _final_checkpoint(config, run_dir)}")
+    print(f"curve:      {curve.path}")
+    return evaluations
+
+
+def _instantiate(node: DictConfig) -> Any:
+    try:
+        return hydra.utils.instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, KvartsError):
+            raise error.__cause__ from None
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
+    settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    callbacks: list[Callback] = [
+        curve,
+        # The best is saved before the last, whose file holds what the best was.
+        ModelCheckpoint(
+            run_dir / "checkpoints",
+            filename=Path(BEST).stem,
+            monitor="val_wer",
+            mode="min",
+            save_top_k=1,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        ),
+        LastCheckpoint(run_dir / "checkpoints" / LAST, config.checkpoint.every_n_steps),
+    ]
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(TQDMProgressBar())
+    try:
+        return pl.Trainer(
+            callbacks=callbacks,
+            logger=TensorBoardLogger(run_dir, name=None, version=""),
+            plugins=[SafeCheckpointIO()],
+            default_root_dir=run_dir,
+            use_distributed_sampler=False,  # our samplers share the data out themselves
+            num_sanity_val_steps=0,
+            **settings,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _final_checkpoint(config: DictConfig, run_dir: Path) -> str:
+    best_exists = (run_dir / "checkpoints" / BEST).is_file()
+    return BEST if config.evaluate.checkpoint == "best" and best_exists else LAST
+
+
+def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData) -> list[Evaluation]:
+    from rich.console import Console
+
+    chosen = run_dir / "checkpoints" / _final_checkpoint(config, run_dir)
+    model = load_model(chosen, "cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
+    sample = random_subset(data.train, 60 * config.evaluate.train_minutes, config.seed)
+    evaluations = [evaluate_manifest(model, sample, name="train sample")[0]]
+    evaluations += evaluate_manifests(model, data.test_manifests, output=run_dir / "evaluation")
+    with atomic_text_writer(run_dir / "results.txt") as file:
+        Console(file=file, width=120).print(render_table(evaluations))
+    console = Console()
+    console.print(render_table(evaluations), width=None if console.is_terminal else 120)
+    return evaluations
+
+
+def _quieten() -> None:
+    # Lightning's advice that does not apply here: workers (features are cached), and our own sampler's epochs.
+    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*is smaller than the logging.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
