@@ -159,11 +159,17 @@ def _fetch_rest(url: str, part: Path) -> None:
                     show(file.tell())
                 received = file.tell()
             if total is not None and received != total:
-                raise _TryAgainError(f"{url}: the connection was cut after {received:,} of {total:,} bytes")
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                raise _cut_after(url, part)
+    except urllib3.exceptions.HTTPError as error:
+        raise _cut_after(url, part) from error
+    except requests.RequestException as error:
         if isinstance(error, ValueError):  # as all of requests' complaints about addresses are
             raise DownloadError(f"{url}: not a web address; it starts with http:// or https://") from error
         raise _TryAgainError(_reason(url, error)) from error
+
+
+def _cut_after(url: str, part: Path) -> _TryAgainError:
+    return _TryAgainError(f"{url}: the connection was cut after {part.stat().st_size:,} bytes")
 
 
 def _reason(url: str, error: Exception) -> str:
