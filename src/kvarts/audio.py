@@ -3,8 +3,8 @@
 Whatever is wrong with a file is an `AudioError` that names the file and says what to do. A file that was cut
 short is refused wherever that can be known:
 
-- wav, aiff, w64, au: the header promises at least one frame more than the file has. Not known where the header
-  gives no length (0, or close to 2 GiB and more, as programs write it that cannot go back to the header).
+- wav, aiff, w64, au: the header promises at least one frame more than the file has. Not known where it gives
+  no length (0, or close to 2 GiB and more, as programs write it that cannot go back to the header).
 - flac: the decoder meets the end too early, or the header promises more samples.
 - ogg (opus, vorbis): the last page is incomplete, or not marked as the end of the stream (RFC 3533 and 7845).
 - mp3: the Xing or Info header promises more samples, one MPEG frame (1152) forgiven. Not known without it.
@@ -98,7 +98,9 @@ def read_audio(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     waveform = np.concatenate(chunks) if any(map(len, chunks)) else mono[:1]
     peak = np.abs([waveform.min(), waveform.max()]).max()
     if peak > _LARGEST_PEAK:
-        raise AudioError(f"{path} reaches {peak:.0f} where full scale is 1: scale its samples to [-1, 1]")
+        raise AudioError(
+            f"{path} reaches {peak:.0f} where 1 is full scale: scale it to [-1, 1], or replace it if damaged"
+        )
     return np.clip(waveform, -1.0, 1.0, out=waveform)
 
 
@@ -124,8 +126,8 @@ def _check_length(path: Path, frames: int, sound: _Sound) -> None:
     promised = sound.promised_frames
     if promised is not None and frames + sound.slack_frames < promised:
         raise AudioError(
-            f"{path} is cut short or damaged: it has {frames / sound.rate:.2f} s of the {promised / sound.rate:.2f} s "
-            "that its header promises; copy or download it again"
+            f"{path} is cut short or damaged: it has {frames / sound.rate:.2f} s of the "
+            f"{promised / sound.rate:.2f} s that its header promises; copy or download it again"
         )
     if frames == 0:
         raise _without_samples(path)
