@@ -304,7 +304,8 @@ def _opened_by_ffmpeg(path: Path) -> Iterator[_Sound]:
         ) from None
     with container:
         streams = container.streams.audio
-        if not streams or streams[0].codec_context is None:
+        # Without a decoder there is no context; what FFmpeg took for audio by its suffix has no sample rate.
+        if not streams or streams[0].codec_context is None or not streams[0].codec_context.sample_rate:
             raise AudioError(f"{path} is not audio and has no sound track that FFmpeg can decode: convert it")
         stream = streams[0]
         rate = stream.codec_context.sample_rate
