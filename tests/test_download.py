@@ -352,10 +352,11 @@ def test_gdown_is_refused(
         fetch(tmp_path)
 
 
-def test_gdown_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_gdown_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download, "DRIVE_URL", "http://127.0.0.1:1/x")
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(download, "ATTEMPTS", attempts)
     with pytest.raises(DownloadError, match="no connection; check the network"):
         fetch(tmp_path)
 

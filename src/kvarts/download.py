@@ -20,7 +20,7 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -142,12 +142,7 @@ def _fetch_rest(url: str, part: Path) -> None:
                 raise DownloadError(f"{message}; check the address")
             if response.status_code == 200:
                 offset = 0
-            # Weak ETags may stay the same for other bytes; If-Range does not take them.
-            etag = response.headers.get("ETag", "")
-            validator = etag
-            if not etag or etag.startswith("W/"):
-                validator = response.headers.get("Last-Modified", "")
-            if validator:
+            if validator := _validator(response.headers):
                 validator_file.write_text(validator, encoding="latin-1")
             else:
                 validator_file.unlink(missing_ok=True)
@@ -168,6 +163,13 @@ def _fetch_rest(url: str, part: Path) -> None:
         raise _TryAgainError(_reason(url, error)) from error
 
 
+def _validator(headers: Mapping[str, str]) -> str:
+    """What `If-Range` takes to name this version of the file, or nothing."""
+    etag = headers.get("ETag", "")
+    # A weak ETag may stay the same although bytes change.
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
+
+
 def _cut_after(url: str, part: Path) -> _TryAgainError:
     return _TryAgainError(f"{url}: the connection was cut after {part.stat().st_size:,} bytes")
 
@@ -176,6 +178,8 @@ def _reason(url: str, error: Exception) -> str:
     """What went wrong, in one line; the libraries' own messages nest several exceptions."""
     import requests
 
+    if isinstance(error.__cause__, requests.RequestException):  # gdown's own error says less
+        error = error.__cause__
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"{url}: the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):

@@ -154,6 +154,8 @@ def _deb_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 raise ArchiveError(f"{path}: not a Debian package; get one with: apt-get download festvox-ru")
             while header := file.read(60):
                 name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+                if file.tell() + size > path.stat().st_size:
+                    raise ArchiveError(f"{path}: damaged package (cut off); fetch it again")
                 if name.startswith("data.tar"):
                     with tarfile.open(fileobj=_Extent(file, size), mode="r|*") as archive:  # type: ignore[call-overload]
                         for member in archive:
