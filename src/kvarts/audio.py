@@ -3,7 +3,7 @@
 Whatever is wrong with a file is an `AudioError` that names the file and says what to do. A file that was cut
 short is refused wherever that can be known:
 
-- wav, aiff, w64, au: the header promises at least one frame more than the file has. Not known where it gives
+- wav, aiff, w64, au: the header promises more bytes than the file has, one forgiven. Not known where it gives
   no length (0, or close to 2 GiB and more, as programs write it that cannot go back to the header).
 - flac: the decoder meets the end too early, or the header promises more samples.
 - ogg (opus, vorbis): the last page is incomplete, or not marked as the end of the stream (RFC 3533 and 7845).
@@ -208,9 +208,8 @@ def _sound_of_libsndfile(path: Path, file: FileIO, sound_file: _ForwardSoundFile
     cut = _CUT_CHUNK.search(sound_file.extra_info)
     if cut:
         promised_bytes, bytes_there = int(cut[1]), int(cut[2])
-        # Some writers count a byte or two too many; a cut file lacks at least one frame.
-        lacks_a_frame = (promised_bytes - bytes_there) * frames >= bytes_there
-        if promised_bytes < _UNKNOWN_BYTES and promised_bytes > bytes_there and lacks_a_frame:
+        # One byte may be padding that was counted and not written.
+        if bytes_there + 1 < promised_bytes < _UNKNOWN_BYTES:
             raise AudioError(
                 f"{path} is cut short: it has {bytes_there} of the {promised_bytes} bytes of sound that its "
                 "header promises; copy or download it again"
