@@ -176,6 +176,15 @@ def test_a_full_disk_leaves_the_old_manifest(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_whoever_reads_the_old_manifest_goes_on_reading_it(tmp_path: Path) -> None:
+    path = written(tmp_path, line())
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        write_manifest(path, [GOOD | {"id": "new"}])
+        assert reader.read() == before
+    assert read_manifest(path)[0].utterance_id == "new"
+
+
 def test_a_row_that_json_cannot_say_leaves_the_old_manifest(tmp_path: Path) -> None:
     path = written(tmp_path, line())
     before = path.read_bytes()
