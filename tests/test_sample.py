@@ -275,6 +275,20 @@ def test_broken_packages_are_named_in_one_line(tmp_path: Path, name: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_package_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "wav/ru_0001.wav").write_bytes(b"")
+    (tmp_path / "festvox.deb").write_bytes(b"")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    for package in (tmp_path, tmp_path / "festvox.deb"):
+        with pytest.raises(ArchiveError, match=r"could not be read \(Permission denied\)"):
+            sample.read_package(package)
+
+
 def test_a_missing_package(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="no such file; get it with: apt-get download festvox-ru"):
         sample.read_package(tmp_path / "missing.deb")

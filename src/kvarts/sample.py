@@ -99,11 +99,14 @@ def read_package(path: Path) -> list[Recording]:
     wavs: dict[str, bytes] = {}
     texts: dict[str, str] = {}
     members = _folder_members(path) if path.is_dir() else _deb_members(path)
-    for member, content in members:
-        if wav := _WAV_PATH.search(member):
-            wavs[wav[1]] = content
-        else:
-            texts.update(_read_texts(content, f"{path}: {member}"))
+    try:
+        for member, content in members:
+            if wav := _WAV_PATH.search(member):
+                wavs[wav[1]] = content
+            else:
+                texts.update(_read_texts(content, f"{path}: {member}"))
+    except OSError as error:
+        raise ArchiveError(f"{path}: could not be read ({error.strerror or error})") from error
     recordings = [Recording(name, texts[name], wavs[name]) for name in sorted(wavs.keys() & texts.keys())]
     if not recordings:
         raise ArchiveError(
@@ -165,10 +168,6 @@ def _deb_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 file.seek(size + size % 2, os.SEEK_CUR)
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file; get it with: apt-get download festvox-ru") from None
-    except OSError as error:
-        raise ArchiveError(
-            f"{path}: could not be read ({error.strerror or error}); fetch it again"
-        ) from error
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise ArchiveError(f"{path}: damaged package ({error}); fetch it again") from error
     raise ArchiveError(f"{path}: damaged package (no data.tar in it); fetch it again")
@@ -626,18 +625,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the folder beside its place first, so that a failure leaves what was there."""
-    importlib.import_module(
-        "pyroomacoustics"
-    )  # missing, it is to be missed now and not after a minute's work
+    importlib.import_module("pyroomacoustics")  # if it is not installed, say so before any work is done
     package: Path = args.deb
     output: Path = args.output
     present = [name for name in _TOP_FOLDERS if (output / name).exists()]
     if present and not args.overwrite:
         raise ConfigError(f"{output / present[0]} exists; give another -o, or --overwrite to replace it")
+    recordings = read_package(package)
     if package.is_file():
         _report_version(package)
-    recordings = read_package(package)
-    building = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    building = output.resolve().parent / f".{output.resolve().name}.{os.getpid()}.tmp"
     try:
         rows = build_sample(recordings, building, args.seed)
         output.mkdir(parents=True, exist_ok=True)
