@@ -1,20 +1,22 @@
-"""The training configuration: composed by Hydra, checked before anything starts, every mistake in one line."""
+"""The training configuration: composed by Hydra, checked before the start, every mistake in one line."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvarts.errors import ConfigError
@@ -22,60 +24,146 @@ from kvarts.errors import ConfigError
 CONFIG_MODULE = "kvarts.conf"
 CONFIG_NAME = "quarznet_5x5_ru"
 
-# Sections whose values have the type of their default; Trainer, optimisers and networks judge theirs themselves.
-_OWN_SECTIONS = ("seed", "data", "checkpoint", "evaluate")
+# What a value must be, in words and as a test.
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _number(above: float) -> Rule:
+    return f"a number above {above:g}", lambda value: _is_number(value) and value > above
+
+
+def _whole(least: int, most: float = float("inf")) -> Rule:
+    words = f"a whole number from {least}" + (f" to {most}" if most < float("inf") else " on")
+    return words, lambda value: type(value) is int and least <= value <= most
+
+
+def _choice(*choices: str) -> Rule:
+    return " or ".join(choices), lambda value: value in choices
+
+
+def _or_null(rule: Rule) -> Rule:
+    return f"{rule[0]}, or null", lambda value: value is None or rule[1](value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_FLAG: Rule = ("true or false", lambda value: isinstance(value, bool))
+_NAME: Rule = ("a name", lambda value: isinstance(value, str) and value != "")
+_PATH: Rule = ("a path", lambda value: isinstance(value, str) and value != "")
+_LIMIT: Rule = (
+    "a whole number from 1 on, or -1",
+    lambda value: type(value) is int and (value > 0 or value == -1),
+)
+_PATHS: Rule = (
+    "{name: path, …}",
+    lambda value: isinstance(value, DictConfig) and all(map(_PATH[1], value.values())),
+)
+
+# Every setting of ours, and those of Lightning whose wrong values it takes, or stumbles over in training.
+_RULES: dict[str, Rule] = {
+    "name": _NAME,
+    "seed": _whole(0, 2**32 - 1),  # NumPy's range
+    "data_dir": _or_null(_PATH),
+    "resume": _or_null(("auto or a path", _PATH[1])),
+    "data.train_manifest": _or_null(_PATH),
+    "data.val_manifest": _or_null(_PATH),
+    "data.test_manifests": _or_null(_PATHS),
+    "data.train_minutes": _or_null(_number(above=0)),
+    "data.batch_size": _whole(1),
+    "data.val_batch_size": _whole(1),
+    "data.shuffle": _FLAG,
+    "data.bucketing": _FLAG,
+    "data.num_workers": _whole(0),
+    "data.cache_mb": _whole(0),
+    "data.on_bad": _choice("error", "skip"),
+    "data.check_audio": _FLAG,
+    "checkpoint.every_n_steps": _whole(1),
+    "evaluate.enabled": _FLAG,
+    "evaluate.train_minutes": _number(above=0),
+    "evaluate.checkpoint": _choice("best", "last"),
+    "model.init_weights": _or_null(_PATH),
+    "model.warmup_steps": _whole(0),
+    "trainer.max_steps": _LIMIT,
+    "trainer.max_epochs": _or_null(_LIMIT),
+    "trainer.gradient_clip_val": _or_null(_number(above=0)),
+    "trainer.accumulate_grad_batches": _whole(1),
+    "trainer.log_every_n_steps": _whole(1),
+    "trainer.check_val_every_n_epoch": _or_null(_whole(1)),
+    "trainer.enable_progress_bar": _FLAG,
+}
+
+# Trainer's arguments that a run sets itself.
+_TAKEN = (
+    *("callbacks", "logger", "plugins", "default_root_dir"),
+    *("use_distributed_sampler", "num_sanity_val_steps"),
+)
+
+# On a CPU Lightning starts as many processes as it is told to. A few more than there are cores serve to try a
+# command out.
+_MOST_CPU_PROCESSES = max(8, os.cpu_count() or 1)
 
 
 def compose_config(arguments: Sequence[str], config_name: str = CONFIG_NAME) -> DictConfig:
     """The configuration that the overrides give, checked.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named), group option, syntax or type.
+        ConfigError: an unknown key (the nearest known one is named), group option, syntax, type or value.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     GlobalHydra.instance().clear()
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            plain = [o.input_line for o in parsed if o.is_add() or o.is_force_add() or _is_group(o, config_name)]
-            known = compose(config_name, overrides=plain)
-            _refuse_unknown_overrides(parsed, known, config_name)
+            groups = [str(o.input_line) for o in parsed if o.key_or_group in _groups()]
+            shipped = compose(config_name, overrides=groups)
+            _refuse_unknown_overrides(parsed, shipped)
             config = compose(config_name, overrides=overrides)
         OmegaConf.resolve(config)
-        _check_types(config, known)
-        _check_top_level(config)
-        for section, target in (("trainer", "pytorch_lightning.Trainer"), ("data", "kvarts.datamodule.SpeechData")):
-            _check_arguments(config[section], section, target)
-        _check_targets(config, "")
-    except (HydraException, OmegaConfBaseException) as error:
+        _check_sections(config, shipped)
+        _check_values(config)
+        for section in ("optimizer", "augment", "model"):  # model.optimizer repeats optimizer
+            _check_targets(config[section], section)
+        _check_optimizer(config)
+    except MissingConfigException as error:
+        raise _unknown_option(error) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     return config
 
 
-def _is_group(override: Override, config_name: str) -> bool:
-    return override.get_key_element().lstrip("+~").split("@")[0] in _groups() and "." not in override.key_or_group
-
-
 def _groups() -> list[str]:
-    return sorted(p.name for p in Path(__file__).with_name("conf").iterdir() if p.is_dir())
+    return sorted({path.parent.name for path in Path(__file__).with_name("conf").glob("*/*.yaml")})
 
 
-def _refuse_unknown_overrides(parsed: Iterable[Override], known: DictConfig, config_name: str) -> None:
-    names = [*_keys(known), *_groups()]
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    """What optimizer=adamm leads to."""
+    if not error.missing_cfg_file or not error.options:
+        return ConfigError(_one_line(error))
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    nearest = difflib.get_close_matches(option, error.options, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return ConfigError(f"unknown {group} {option!r}; {hint}choose from {', '.join(error.options)}")
+
+
+def _refuse_unknown_overrides(parsed: Iterable[Override], shipped: DictConfig) -> None:
+    names = [*_keys(shipped), *_groups()]
     for override in parsed:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in names:
             continue
-        hint = f"did you mean {nearest}?" if (nearest := _nearest(key, names)) else "see kvarts/conf for all keys"
+        nearest = _nearest(key, names)
+        hint = f"did you mean {nearest}?" if nearest else "see kvarts/conf for all keys"
         raise ConfigError(f"unknown setting {key!r} in {override.input_line!r}; {hint}")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, value in config.items_ex(resolve=False):
-        keys.append(f"{prefix}{name}")
+        keys.append(f"{prefix}{name!s}")
         if isinstance(value, DictConfig):
-            keys += _keys(value, f"{prefix}{name}.")
+            keys += _keys(value, f"{prefix}{name!s}.")
     return keys
 
 
@@ -86,33 +174,55 @@ def _nearest(key: str, names: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def _check_types(config: DictConfig, defaults: DictConfig) -> None:
-    for key in _keys(defaults):
-        if key.split(".")[0] not in _OWN_SECTIONS:
-            continue
-        default, value = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
-        wrong = (
-            (isinstance(default, bool) and not isinstance(value, bool))
-            or (type(default) in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))))
-            or (type(default) is int and isinstance(value, float) and not value.is_integer())
+def _check_sections(config: DictConfig, shipped: DictConfig) -> None:
+    """What came in with + or ++, or went with ~, against what there is."""
+    for key in map(str, shipped):
+        if key not in config:
+            raise ConfigError(f"{key} is missing; it may be set, not taken away")
+        if isinstance(shipped[key], DictConfig) and not isinstance(config[key], DictConfig):
+            settings = ", ".join(f"{key}.{name!s}" for name in shipped[key])
+            raise ConfigError(f"{key}={config[key]}: {key} is a section; set one of {settings}")
+    for key in map(str, config):
+        if key not in shipped and key not in _groups():
+            _raise_unknown(key, "", shipped)
+    for section in ("data", "checkpoint", "evaluate", "augment"):
+        for key in config[section]:
+            if key not in shipped[section]:
+                _raise_unknown(str(key), f"{section}.", shipped[section])
+    accepted = inspect.signature(hydra.utils.get_object("pytorch_lightning.Trainer")).parameters
+    for key in config.trainer:
+        if key in _TAKEN:
+            raise ConfigError(f"trainer.{key}: Kvarts sets this itself; leave it out")
+        if key not in accepted:
+            _raise_unknown(str(key), "trainer.", accepted)
+
+
+def _check_values(config: DictConfig) -> None:
+    for key, (words, is_right) in _RULES.items():
+        section, _, leaf = key.rpartition(".")
+        node = config[section] if section else config
+        if leaf not in node:
+            raise ConfigError(f"{key} is missing; it may be set, not taken away: {words}")
+        if not is_right(node[leaf]):
+            raise ConfigError(f"{key}={_shown(node[leaf])}: must be {words}")
+    trainer = config.trainer
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+        raise ConfigError(
+            "trainer.max_steps=-1: the learning rate falls to 0 at the last step, so there must be one; "
+            "set trainer.max_steps or trainer.max_epochs"
         )
-        if wrong:
-            raise ConfigError(f"{key}={value}: must be {_kind(default)}, as its default {default}")
-    if config.data.train_minutes is not None and not isinstance(config.data.train_minutes, (int, float)):
-        raise ConfigError(f"data.train_minutes={config.data.train_minutes}: must be a number of minutes or null")
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and type(trainer.devices) is int and trainer.devices > _MOST_CPU_PROCESSES:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: on this CPU each would be a process of its own, and "
+            f"{_MOST_CPU_PROCESSES} are the most; use fewer, or trainer.accelerator=gpu"
+        )
 
 
-def _kind(default: object) -> str:
-    if isinstance(default, bool):
-        return "true or false"
-    return "a whole number" if isinstance(default, int) else "a number"
-
-
-def _check_top_level(config: DictConfig) -> None:
-    known = {"name", "seed", "data_dir", "resume", "data", "trainer", "checkpoint", "evaluate"} | set(_groups())
-    for key in config:
-        if str(key) not in known:
-            _raise_unknown(str(key), "", known)
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def _check_targets(node: Any, path: str) -> None:
@@ -121,7 +231,10 @@ def _check_targets(node: Any, path: str) -> None:
         if "_target_" in node:
             _check_arguments(node, path, node["_target_"])
         for name, child in node.items():
-            _check_targets(child, f"{path}.{name}" if path else str(name))
+            _check_targets(child, f"{path}.{name!s}")
+    elif isinstance(node, ListConfig):
+        for number, child in enumerate(node):
+            _check_targets(child, f"{path}[{number}]")
 
 
 def _check_arguments(node: DictConfig, path: str, target: str) -> None:
@@ -137,9 +250,18 @@ def _check_arguments(node: DictConfig, path: str, target: str) -> None:
             _raise_unknown(str(key), f"{path}.", parameters)
 
 
-def _raise_unknown(key: str, prefix: str, known: Iterable[str]) -> None:
-    nearest = _nearest(key, known)
-    hint = f"did you mean {prefix}{nearest}?" if nearest else "it takes " + ", ".join(sorted(known))
+def _check_optimizer(config: DictConfig) -> None:
+    """Optimisers judge their settings when they are made, which otherwise is after all data were checked."""
+    try:
+        hydra.utils.instantiate(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:  # they raise what they like
+        raise ConfigError(f"optimizer: {_one_line(error)}; correct optimizer.*") from error
+
+
+def _raise_unknown(key: str, prefix: str, known: Iterable[Any]) -> None:
+    names = [str(name) for name in known]
+    nearest = _nearest(key, names)
+    hint = f"did you mean {prefix}{nearest}?" if nearest else "it takes " + ", ".join(sorted(names))
     raise ConfigError(f"unknown setting {prefix}{key}; {hint}")
 
 
