@@ -100,7 +100,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
         config.data_dir,
         model.encoder.stride,
         config.seed,
-        augmentation=_instantiate(config.augment).features,
+        augmentation=_instantiate(config.augment.features),
         **config.data,
     )
     data.prepare()
@@ -119,7 +119,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     return evaluations
 
 
-def _instantiate(node: DictConfig) -> Any:
+def _instantiate(node: DictConfig | None) -> Any:
     try:
         return hydra.utils.instantiate(node)
     except InstantiationException as error:
@@ -156,7 +156,7 @@ def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
             num_sanity_val_steps=0,
             **settings,
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
