@@ -68,6 +68,7 @@ def write_with_ffmpeg(
 ) -> Path:
     av = pytest.importorskip("av")
     with av.open(str(path), "w", options=options) as container:
+        container.metadata["title"] = "Запись"
         stream = container.add_stream(codec, rate=rate)
         stream.layout = "mono"
         whole = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
@@ -249,8 +250,6 @@ def test_streamed_flac_has_no_length_and_is_decoded_for_it(tmp_path, speech):
     path.write_bytes(content)
     assert len(read_audio(path)) == len(speech)
     assert audio_duration_s(path) == len(speech) / 16_000
-    path.write_bytes(content[: len(content) // 2])
-    assert "damaged or cut short" in refusal(read_audio, path)
 
 
 def test_mp3_without_a_count_of_frames_is_decoded_for_its_duration(tmp_path):
@@ -259,11 +258,15 @@ def test_mp3_without_a_count_of_frames_is_decoded_for_its_duration(tmp_path):
         assert file.frames != len(file.read())
     waveform = read_audio(path)
     assert audio_duration_s(path) == len(waveform) / 16_000
-    # A tag before the first frame hides neither it nor, where there is one, its count.
-    for source in (path, write(tmp_path / "b.mp3", tone(440, 16_000, 3.0))):
-        plain = audio_duration_s(source)
-        source.write_bytes(b"ID3\x04\0\0\0\0\x27\x10" + bytes(0x27 << 7 | 0x10) + source.read_bytes())
-        assert audio_duration_s(source) == plain
+
+
+def test_mp3_with_a_tag_in_front_is_still_counted(tmp_path, speech):
+    path = write(tmp_path / "a.mp3", speech)
+    # ID3 2.4 with five thousand bytes of padding; its size is written in groups of seven bits.
+    path.write_bytes(b"ID3\x04\0\0\0\0\x27\x10" + bytes((0x27 << 7) + 0x10) + path.read_bytes())
+    assert audio_duration_s(path) == len(speech) / 16_000
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert "cut short" in refusal(read_audio, path)
 
 
 # --- what is no audio
@@ -339,11 +342,14 @@ class TestWhatIsNoAudio:
         if not Path("/proc/self/fd").exists():
             pytest.skip("no /proc here")
         open_files = len(list(Path("/proc/self/fd").iterdir()))
-        good, bad = write(tmp_path / "a.wav", np.zeros(1600)), tmp_path / "b.wav"
-        bad.write_bytes(good.read_bytes()[:999])
+        good = write(tmp_path / "a.wav", np.zeros(1600))
+        cut_short, text = tmp_path / "b.wav", tmp_path / "c.wav"
+        cut_short.write_bytes(good.read_bytes()[:999])
+        text.write_text("Привет")
         for _ in range(3):
             function(good)
-            refusal(function, bad)
+            refusal(function, cut_short)
+            refusal(function, text)
         assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
@@ -459,6 +465,15 @@ def test_containers_cut_short_are_refused(tmp_path, suffix, codec):
         refusal(read_audio, path)
 
 
+def test_a_title_in_another_encoding_does_not_matter(tmp_path):
+    path = write_with_ffmpeg(tmp_path / "a.mkv", tone(1000, 16_000, 0.5), 16_000, "flac")
+    before = read_audio(path)
+    content = path.read_bytes()
+    assert "Запись".encode() in content
+    path.write_bytes(content.replace("Запись".encode(), 2 * "Запись".encode("cp1251")))
+    np.testing.assert_array_equal(read_audio(path), before)
+
+
 def test_what_only_ffmpeg_reads_names_the_extra_to_install(tmp_path, monkeypatch):
     path = write_with_ffmpeg(tmp_path / "a.m4a", tone(1000, 16_000, 0.5), 16_000, "aac")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -467,6 +482,7 @@ def test_what_only_ffmpeg_reads_names_the_extra_to_install(tmp_path, monkeypatch
 
 
 def test_a_playlist_does_not_make_ffmpeg_connect(tmp_path):
+    """FFmpeg lets what was opened as a file open nothing but files; this must not change unnoticed."""
     pytest.importorskip("av")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)

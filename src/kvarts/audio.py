@@ -5,7 +5,7 @@ short is refused wherever that can be known:
 
 - wav, aiff, w64, au: the header promises more bytes than the file has, one forgiven. Not known where it gives
   no length (0, or close to 2 GiB and more, as programs write it that cannot go back to the header).
-- flac: the decoder meets the end too early, or the header promises more samples.
+- flac: the header promises more samples, or the decoder complains.
 - ogg (opus, vorbis): the last page is incomplete, or not marked as the end of the stream (RFC 3533 and 7845).
 - mp3: the Xing or Info header promises more samples, one MPEG frame (1152) forgiven. Not known without it.
 - mp4, m4a, mkv, webm, wma: the container promises over 0.25 s more. Not known where it gives no length.
@@ -17,7 +17,6 @@ of the others. What cannot be known here, the duration in a manifest shows.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import stat
@@ -154,10 +153,11 @@ def _opened(path: Path) -> Iterator[_Sound]:
         file.seek(0)
         try:
             # By descriptor: given a name, libsndfile believes its suffix (mp3, raw) rather than the content.
-            # On Windows, though, a descriptor means nothing to another C runtime.
-            name = str(path) if os.name == "nt" else file.fileno()
-            sound_file = _ForwardSoundFile(name, closefd=False)
-        except (soundfile.SoundFileError, TypeError):
+            # A copy, which it closes whether it can read the file or not; asked to leave a descriptor open,
+            # libsndfile 1.2.0 closes it even so where it cannot. On Windows a descriptor means nothing to it.
+            source = str(path) if os.name == "nt" else os.dup(file.fileno())
+            sound_file = _ForwardSoundFile(source, closefd=True)
+        except (soundfile.SoundFileError, TypeError):  # TypeError: a name that ends in .raw
             sound_file = None
         if sound_file is not None:
             with sound_file:
@@ -294,9 +294,8 @@ def _opened_by_ffmpeg(path: Path) -> Iterator[_Sound]:
             "these, or install kvarts[av] for other formats"
         ) from None
     try:
-        # A playlist must not make FFmpeg fetch anything; tags in another encoding than UTF-8 must not matter.
-        options = {"protocol_whitelist": "file"}
-        container = av.open(os.fspath(path), options=options, metadata_errors="replace")
+        # Titles in an encoding other than UTF-8 must not matter.
+        container = av.open(os.fspath(path), metadata_errors="replace")
     except (av.error.FFmpegError, ValueError):
         raise AudioError(
             f"{path} is not audio, or damaged at its beginning: copy or convert it again"
@@ -334,9 +333,7 @@ def _blocks_of_ffmpeg(path: Path, container: Any, rate: int) -> Iterator[NDArray
     done = 0
     to_float: Any = av.AudioResampler(format="fltp", rate=rate)
     try:
-        for frame in itertools.chain(
-            container.decode(audio=0), [None]
-        ):  # None: what the resampler still holds
+        for frame in container.decode(audio=0):
             for converted in to_float.resample(frame):
                 done += converted.samples
                 planes: NDArray[np.float32] = converted.to_ndarray()
