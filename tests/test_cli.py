@@ -146,12 +146,12 @@ PRINT_MUCH = (
 )
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("length", [10, 1_000_000])
+def test_a_reader_that_goes_away_is_no_error(length: int) -> None:
+    code = PRINT_MUCH.replace("1_000_000", str(length))
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run(
-        [sys.executable, "-c", PRINT_MUCH], stdout=writing, stderr=subprocess.PIPE, text=True
-    )
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
 

@@ -41,7 +41,7 @@ from kvarts.evaluate import (
     together,
 )
 from kvarts.features import CLAMP_MIN, N_MELS
-from kvarts.frames import SAMPLE_RATE
+from kvarts.frames import HOP_LENGTH, SAMPLE_RATE
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.recognise import file_features, texts
@@ -67,13 +67,13 @@ class ToneReader(QuartzNetCTC):
         state["decoder.layers.0.bias"] = torch.zeros(BLANK_ID + 1)
         state["decoder.layers.0.bias"][BLANK_ID] = LOUD - SILENCE
         self.load_state_dict(state)
-        self.batch_sizes: list[int] = []
+        self.batch_shapes: list[tuple[int, int]] = []  # utterances and frames
         self.fail_in_batch: int | None = None
 
     def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if self.fail_in_batch == len(self.batch_sizes):
+        if self.fail_in_batch == len(self.batch_shapes):
             raise KeyboardInterrupt
-        self.batch_sizes.append(len(features))
+        self.batch_shapes.append((features.shape[0], features.shape[1]))
         return super().log_probs(features, lengths)
 
 
@@ -153,9 +153,9 @@ def damage(manifest: Path, number: int) -> None:
 # --- The functions ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_duration_s", [0.1, 5.0, 1000.0])
+@pytest.mark.parametrize(("batch_duration_s", "num_batches"), [(0.1, 5), (3.0, 3), (5.1, 2), (1000.0, 1)])
 def test_scores_and_texts_whatever_the_batches(
-    model: ToneReader, crowd: Path, batch_duration_s: float
+    model: ToneReader, crowd: Path, batch_duration_s: float, num_batches: int
 ) -> None:
     utterances = read_manifest(crowd)
     seen: dict[str, str] = {}
@@ -175,9 +175,9 @@ def test_scores_and_texts_whatever_the_batches(
     assert evaluation.num_utterances == 5
     assert evaluation.audio_s == sum(utterance.duration_s for utterance in utterances)
     assert evaluation.rtfx == evaluation.audio_s / evaluation.elapsed_s > 0
-    longest = max(utterance.duration_s for utterance in utterances)
-    assert max(model.batch_sizes) <= max(1, batch_duration_s // longest * 10)
-    assert len(model.batch_sizes) == {0.1: 5, 5.0: 2, 1000.0: 1}[batch_duration_s]
+    assert len(model.batch_shapes) == num_batches
+    for size, frames in model.batch_shapes:
+        assert size == 1 or size * (frames - 1) * HOP_LENGTH / SAMPLE_RATE <= batch_duration_s
 
 
 def test_a_real_network_gives_the_same_texts_alone_and_in_a_batch(crowd: Path) -> None:
@@ -244,7 +244,7 @@ def test_all_audio_is_checked_before_the_first_is_recognised(
         evaluate_manifests(model, {"crowd": crowd, "farfield": farfield}, output=tmp_path / "out")
     for number in (1, 2, 3):
         assert f"{farfield}:{number}: " in str(caught.value)
-    assert model.batch_sizes == []
+    assert model.batch_shapes == []
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -501,11 +501,17 @@ def test_transcribe_goes_on_after_a_file_it_cannot_read(
         assert str(path) in line
 
 
+def test_spaces_around_a_text_are_dropped(model: ToneReader, tmp_path: Path) -> None:
+    path = tmp_path / "spaces.wav"
+    soundfile.write(path, speak(" да нет "), SAMPLE_RATE)
+    assert texts(model, [file_features(path)]) == ["да нет"]
+
+
 def test_a_click_has_no_text(model: ToneReader, tmp_path: Path) -> None:
     # Loud enough to be recognised as a letter if the network were asked.
     path = tmp_path / "click.wav"
     soundfile.write(path, speak("а")[640 + 400 : 640 + 799], SAMPLE_RATE)
     assert texts(model, [file_features(path)]) == [""]
-    assert model.batch_sizes == []
+    assert model.batch_shapes == []
     soundfile.write(path, speak("а")[640 + 400 : 640 + 800], SAMPLE_RATE)
     assert texts(model, [file_features(path)]) == ["а"]

@@ -80,7 +80,7 @@ def test_the_metric_adds_up_over_updates() -> None:
     metric = WER()
     metric.update(["один два три четыре"], ["один два три"])
     metric.update(["да", "дом 5"], ["нет", "дом"])
-    # 3 errors in 7 words; the mean over batches would be (1/4 + 2/3) / 2, over utterances (1/4 + 1 + 1/2) / 3.
+    # 3 errors in 7 words; a mean over batches would be (1/4 + 2/3) / 2, over utterances (1/4 + 1 + 1/2) / 3.
     assert metric.compute().item() == pytest.approx(3 / 7)
     metric.reset()
     metric.update(["да"], ["да нет"])
