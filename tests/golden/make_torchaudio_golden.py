@@ -7,8 +7,8 @@
 The speech is the Russian voice of Debian's package festvox-ru, whose wav folder is the argument; utterances
 up to ru_0650 only, since later ones are for validation and testing. Copyright (c) 2005 Nickolay V. Shmyrev,
 under a BSD-like licence (the whole notice is in the package's copyright file): use, modification and
-redistribution are free where that notice is kept and changes are marked. Changed here: one second was cut from
-each utterance.
+redistribution are free where that notice is kept and changes are marked. Changed here: one second was cut
+from each utterance.
 
 For excerpt i the file holds `excerpt_i` (int16, 16 kHz), and for each length n in `lengths`, of its first n
 samples, `float64_i_n` and `float32_i_n`: (frames, 64), natural logarithm, of the transform built and run in
