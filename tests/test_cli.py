@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TextIO
 
 import pytest
 
@@ -18,8 +19,14 @@ from kvarts.errors import ManifestError
 TRANSCRIBE = ["transcribe", "--checkpoint", "none.ckpt", "a.wav"]
 
 
-def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, **options)  # type: ignore[call-overload,no-any-return]
+def python(
+    code: str, stdout: int | TextIO = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    # Standard output buffered, as a user has it, whatever this process was started with.
+    env = os.environ | {"PYTHONUNBUFFERED": ""} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, env=env, check=False
+    )
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +158,7 @@ def test_a_reader_that_goes_away_is_no_error(length: int) -> None:
     code = PRINT_MUCH.replace("1_000_000", str(length))
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    ended = python(code, writing)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
 
@@ -161,12 +168,12 @@ def test_a_reader_that_goes_away_is_no_error(length: int) -> None:
 def test_a_full_disk_under_standard_output(length: int) -> None:
     code = PRINT_MUCH.replace("1_000_000", str(length))
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+        ended = python(code, full)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "No space left on device" in ended.stderr
 
 
 def test_a_locale_without_cyrillic_shows_escapes() -> None:
     code = PRINT_MUCH.replace("'x' * 1_000_000", "'да'")
-    ended = python(code, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    ended = python(code, PYTHONIOENCODING="ascii")
     assert (ended.returncode, ended.stdout) == (0, "\\u0434\\u0430\n")
