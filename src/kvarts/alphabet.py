@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from kvarts.errors import TextError
 
@@ -38,5 +39,5 @@ def decode(label_ids: Iterable[int]) -> str:
 
 def min_ctc_frames(label_ids: list[int]) -> int:
     """Encoded frames CTC needs for a target: one a label, and a blank between two equal neighbours."""
-    repeats = sum(first == second for first, second in zip(label_ids, label_ids[1:], strict=False))
+    repeats = sum(first == second for first, second in pairwise(label_ids))
     return len(label_ids) + repeats

@@ -1,8 +1,13 @@
-"""Weights in and out of files. Loading never runs code from a file, and saving never damages the file before it.
+"""Weights in and out of files. Loading runs no code from a file; saving never damages the file before it.
 
-A checkpoint is what Lightning writes: a dict whose `state_dict` has the course's names and shapes. Ours add `kvarts`, a
-plain description of alphabet, features and network, and `rng`, for resuming. Checkpoints without `kvarts` are taken to be
-the course's: QuartzNet5x5. `.safetensors` files hold the `state_dict`, and the description as JSON in their metadata.
+A checkpoint is what Lightning writes: a dict whose `state_dict` has the course's names and shapes. Ours add
+`kvarts`, a plain description of alphabet, features and network, and `rng`, for resuming. Checkpoints without
+`kvarts` are taken to be the course's: QuartzNet5x5. `.safetensors` files hold the `state_dict`, and the
+description as JSON in their metadata.
+
+Checkpoints are read here and not by `torch.load`. Its safe mode refuses the course's, whose callbacks are
+keyed by classes; its other mode runs what the file says, the program in a TorchScript archive even under an
+unpickler that runs nothing; and both fill a tensor that claims more than its data with what lies in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +15,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +30,15 @@ from torch import Tensor
 from kvarts.alphabet import ALPHABET
 from kvarts.decoder import ConvDecoder
 from kvarts.encoder import BlockConfig, QuartzNet
-from kvarts.errors import ArchitectureMismatchError, CheckpointError, ConfigError
+from kvarts.errors import ArchitectureMismatchError, CheckpointError
 from kvarts.features import FEATURE_SETTINGS
 from kvarts.files import atomic_writer
 from kvarts.model import QuartzNetCTC
 
 COURSE_BLOCKS = (
     BlockConfig(256, 1, 33, stride=4, residual=False),
-    *(BlockConfig(filters, 5, kernel) for filters, kernel in ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))),
+    *(BlockConfig(filters, 5, kernel) for filters, kernel in ((256, 33), (256, 39))),
+    *(BlockConfig(512, 5, kernel) for kernel in (51, 63, 75)),
     BlockConfig(512, 1, 87, dilation=2, residual=False),
     BlockConfig(1024, 1, 1, residual=False, separable=False),
 )
@@ -57,39 +65,80 @@ class _Inert:
     def extend(self, _values: object) -> None:
         """Likewise."""
 
+    def add(self, _value: object) -> None:
+        """And add to sets."""
 
-# What tensors are made of, and nothing else. None of these runs anything that a file could choose.
-_HARMLESS = {
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    *(("torch", f"{kind}Storage") for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char")),
-    *(("torch", f"{kind}Storage") for kind in ("Byte", "Bool")),
-    *(("torch", kind) for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+
+class _Mapping(dict[Any, Any]):
+    """An OrderedDict that a pickle can give items and nothing else: no attribute that hides a method."""
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_HARMLESS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Mapping,
+    ("torch", "Size"): tuple,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _STORAGES.values()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; whatever else a file names becomes an `_Inert`."""
+    """Builds tensors and plain containers; whatever else a file names becomes an `_Inert`.
+
+    The layout is that of `torch.save` since PyTorch 1.6: a zip archive with one folder, in it the pickle
+    `data.pkl` and the bytes of each tensor's storage as `data/<key>`.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")), encoding="utf-8")
+        self._archive = archive
+        self._folder = folder
+        self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _HARMLESS:
-            return super().find_class(module, name)
+            return _HARMLESS[module, name]
+        # A pickle may set attributes of what it is given, so functions are made for it alone.
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *args: _tensor(*args)
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, *_: data
         # A class of its own for each name, for the course's checkpoints use classes as dict keys.
         return type(name, (_Inert,), {"__module__": f"inert.{module}"})
 
+    def persistent_load(self, saved_id: Any) -> Any:
+        kind, dtype, key, _location, numel = saved_id
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"unknown persistent id {kind!r}")
+        if not isinstance(dtype, torch.dtype):
+            return _Inert()  # a kind of tensor that no weight of ours has
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._folder}data/{key}"))
+            if len(content) != numel * dtype.itemsize:
+                raise ValueError(f"tensor {key} has {len(content)} bytes, not {numel} × {dtype.itemsize}")
+            # Cloned, for PyTorch's own memory is aligned as its kernels like it. No buffer may be empty.
+            flat = torch.frombuffer(content, dtype=dtype).clone() if content else torch.empty(0, dtype=dtype)
+            self._storages[key] = flat
+        return self._storages[key]
 
-class _SafePickle:
-    """The part of the `pickle` module that `torch.load` uses."""
 
-    Unpickler = _Unpickler
-    __name__ = "kvarts.checkpoint"
-
-    @staticmethod
-    def load(file: Any, **kwargs: Any) -> Any:
-        return _Unpickler(file, **kwargs).load()
+def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Any:
+    # as_strided refuses what lies outside the storage.
+    return storage.as_strided(size, stride, offset) if isinstance(storage, Tensor) else _Inert()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -99,22 +148,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or not a checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the checkpoint file inside it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; check the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: not a PyTorch checkpoint, or cut short (it is no zip archive); copy or download it again"
-        )
     try:
-        # weights_only=True would refuse the course's checkpoint, whose callbacks are keyed by classes.
-        checkpoint = torch.load(path, map_location="cpu", pickle_module=_SafePickle, weights_only=False)
+        with zipfile.ZipFile(path) as archive:
+            checkpoint = _unpickle(archive)
+    except (zipfile.BadZipFile, EOFError):
+        what = "damaged, cut short, or not a checkpoint (no whole zip archive)"
+        raise CheckpointError(f"{path}: {what}; copy or download it again") from None
     except Exception as error:  # whatever a damaged or hostile file leads the unpickler into
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({error}); copy or download it again") from error
+        what = f"damaged, or not a checkpoint ({_one_line(str(error))})"
+        raise CheckpointError(f"{path}: {what}; copy or download it again") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds {type(checkpoint).__name__}, not a checkpoint; export its state_dict")
+        kind = _one_line(type(checkpoint).__name__)
+        raise CheckpointError(f"{path}: holds {kind}, not a checkpoint; save a dict with its state_dict")
     return checkpoint
+
+
+def _unpickle(archive: zipfile.ZipFile) -> Any:
+    names = archive.namelist()
+    folders = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+    if len(folders) != 1:
+        raise ValueError("no data.pkl in it" if not folders else "more than one data.pkl in it")
+    if f"{folders[0]}constants.pkl" in names:
+        raise ValueError("a TorchScript program; save the state_dict of its model instead")
+    byteorder = f"{folders[0]}byteorder"
+    if byteorder in names and archive.read(byteorder).decode() != sys.byteorder:
+        raise ValueError(f"written on a machine of another byte order than {sys.byteorder}-endian")
+    return _Unpickler(archive, folders[0]).load()
+
+
+def _one_line(text: str) -> str:
+    """A text from a file or a library, fit to be shown: no line breaks, no orders to the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -125,7 +195,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         if "kvarts" in metadata:
             checkpoint["kvarts"] = json.loads(metadata["kvarts"])
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or not safetensors ({error}); copy or download it again") from error
+        what = f"damaged, or not safetensors ({_one_line(str(error))})"
+        raise CheckpointError(f"{path}: {what}; copy or download it again") from error
     return checkpoint
 
 
@@ -147,21 +218,37 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> QuartzNetCTC:
         ArchitectureMismatchError: not the weights of the network described (of QuartzNet5x5, where none is).
     """
     checkpoint = read_checkpoint(path)
-    settings = checkpoint.get("kvarts", {})
+    description = _description(checkpoint, path)
     try:
-        encoder = QuartzNet(**settings["encoder"]) if "encoder" in settings else QuartzNet(COURSE_BLOCKS)
-    except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: describes a network this version cannot build ({error}); update kvarts") from error
-    model = QuartzNetCTC(encoder, ConvDecoder(encoder.out_channels))
+        encoder = QuartzNet(**description.get("encoder", {"blocks": COURSE_BLOCKS}))
+        model = QuartzNetCTC(encoder, ConvDecoder(encoder.out_channels))
+    except Exception as error:  # a file may describe anything
+        what = f"describes a network this version cannot build ({_one_line(str(error))})"
+        raise CheckpointError(f"{path}: {what}; update kvarts") from error
     _fill(model, checkpoint, path)
     return model.to(device).eval()
 
 
+def _description(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it does not, as the course's."""
+    try:
+        # There and back again, so that what a file made look like a dict or a number is one.
+        description = json.loads(json.dumps(checkpoint.get("kvarts", {})))
+    except (TypeError, ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path}: damaged: its description is no plain JSON; copy or download it again")
+    return description
+
+
 def _fill(model: QuartzNetCTC, checkpoint: dict[str, Any], path: Path) -> None:
-    settings = checkpoint.get("kvarts", {})
+    description = _description(checkpoint, path)
     for name, ours in (("alphabet", ALPHABET), ("features", FEATURE_SETTINGS)):
-        if name in settings and settings[name] != ours:
-            raise ArchitectureMismatchError(f"{path}: its {name} is {settings[name]!r}, this version has {ours!r}")
+        if name in description and description[name] != ours:
+            theirs = _one_line(repr(description[name]))
+            raise ArchitectureMismatchError(
+                f"{path}: its {name} is {theirs}, this version has {ours!r}; use the kvarts it was made with"
+            )
     found = checkpoint.get("state_dict")
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: has no state_dict; give a checkpoint of this network")
@@ -170,29 +257,35 @@ def _fill(model: QuartzNetCTC, checkpoint: dict[str, Any], path: Path) -> None:
         [f"{name} is missing" for name in wanted if name not in found]
         + [f"{name} is not in this network" for name in found if name not in wanted]
         + [
-            f"{name} is {_shape(found[name])} instead of {_shape(tensor)}"
+            f"{name} is {_kind(found[name])} instead of {_kind(tensor)}"
             for name, tensor in wanted.items()
-            if name in found and _shape(found[name]) != _shape(tensor)
+            if name in found and _kind(found[name]) != _kind(tensor)
         ]
     )
     if differences:
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ArchitectureMismatchError(
-            f"{path}: weights of another network: {'; '.join(differences[:5])}{more}. "
+            f"{path}: weights of another network: {_one_line('; '.join(differences[:5]))}{more}. "
             "Choose the network it was trained with (model=quartznet_10x5, model=quartznet_15x5 …)"
         )
     broken = [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; use an earlier checkpoint")
+        raise CheckpointError(
+            f"{path}: {broken[0]} holds values that are not finite; use an earlier checkpoint"
+        )
     model.load_state_dict(found)
 
 
-def _shape(value: object) -> str:
-    return "×".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
+def _kind(value: object) -> str:
+    """Shape, and type of number where it is not real: weights may be in half precision, not integers."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    shape = "×".join(map(str, value.shape)) or "scalar"
+    return shape if value.is_floating_point() else f"{shape} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def save_weights(model: QuartzNetCTC, path: Path) -> None:
-    """Write weights and description, without training state, as .safetensors or (any other name) as a checkpoint.
+    """Write weights and description, without training state: .safetensors by that name, else a checkpoint.
 
     Raises:
         OutputError: the disk is full or the place not writable; a file there before stays as it was.
@@ -217,7 +310,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """How Lightning reads and writes its checkpoints here: nothing is executed, nothing is left half written."""
+    """How Lightning reads and writes its checkpoints here: nothing is executed, nothing left half written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         _write(Path(path), _serialise(checkpoint))

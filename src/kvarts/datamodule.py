@@ -96,7 +96,7 @@ class SpeechData(pl.LightningDataModule):
         elif held_out.is_file():
             self.val_manifest, why = held_out, "the data folder has a validation set"
         else:
-            self.val_manifest, why = farfield, "no val_opus in the data folder: the far-field test set, as in the course"
+            self.val_manifest, why = farfield, "no val_opus there: the far-field test set, as in the course"
         logger.info("validation: %s (%s)", self.val_manifest, why)
         if test_manifests is not None:
             self.test_manifests = {name: Path(path) for name, path in test_manifests.items()}

@@ -1,7 +1,7 @@
 """From manifest to batch: what the network is fed, in which order, and how a run picks up where it stopped.
 
-The order of utterances is a function of (seed, epoch) alone and augmentation one of (seed, epoch, utterance), so it does
-not depend on the number of workers, and a resumed run sees exactly what the killed one would have seen.
+The order of utterances is a function of (seed, epoch) alone and augmentation one of (seed, epoch, utterance), so they
+do not depend on the number of workers, and a resumed run sees exactly what the killed one would have seen.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Example:
 class Batch:
     """Utterances padded to the longest.
 
-    features (batch, frames, 64) float32; feature_lengths (batch,) int64, frames; targets (sum of target_lengths,) int64,
-    all label ids one after the other; target_lengths (batch,) int64.
+    features (batch, frames, 64) float32; feature_lengths (batch,) int64, frames; targets (sum of target_lengths,)
+    int64, all label ids one after the other; target_lengths (batch,) int64.
     """
 
     features: Tensor
@@ -244,7 +244,7 @@ class BucketSampler(Sampler[list[Draw]]):
 
 
 class ShareSampler(Sampler[list[Draw]]):
-    """Every utterance exactly once over all ranks, for evaluation: rank r takes r, r + world_size, …; nothing is padded.
+    """Every utterance exactly once over all ranks, for evaluation: rank r takes r, r + world_size, … of the sorted.
 
     Args:
         durations_s: of all utterances; long ones come together, so that little is padding.

@@ -5,8 +5,8 @@ depthwise convolution is a channels-last 2-D convolution, which runs many times 
 parameters keep the names and shapes of `torch.nn.Conv1d`, so checkpoints of the original load unchanged.
 
 One rule makes an utterance independent of its batchmates: padding is zero wherever a depthwise convolution reads. The
-input is masked once, and every `MaskedBatchNorm` takes its statistics from the valid frames alone and leaves zeros in the
-padding; ReLU, dropout and sums keep zeros zero.
+input is masked once, and every `MaskedBatchNorm` takes its statistics from the valid frames alone and leaves zeros in
+the padding; ReLU, dropout and sums keep zeros zero.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ class _MaskedNormalisation(torch.autograd.Function):
     """Batch normalisation in training over the valid frames of all ranks; analytic gradient in the backward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        frames = x.reshape(-1, x.shape[2]).float()  # (batch * time, channels)
+        frames = x.reshape(-1, x.shape[2]).to(weight.dtype)  # (batch * time, channels), float32 also of a bfloat16 x
+        valid = valid.to(weight.dtype)
         count = valid.sum()
         # A product with the 0/1 vector of valid frames sums over them in one pass over memory.
         mean = (valid @ frames) / count
@@ -105,11 +106,11 @@ class _MaskedNormalisation(torch.autograd.Function):
         return y.to(x.dtype).view_as(x), mean, variance, count
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_y: Tensor, *_: Any
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         normalised, weight, scale, valid, count = ctx.saved_tensors
-        grad = grad_y.reshape(normalised.shape).float() * valid.unsqueeze(1)
+        grad = grad_y.reshape(normalised.shape).to(weight.dtype) * valid.unsqueeze(1)
         grad_bias = grad.sum(0)
         grad_weight = (grad * normalised).sum(0)
         sums = torch.stack((grad_bias, grad_weight))
@@ -120,6 +121,14 @@ class _MaskedNormalisation(torch.autograd.Function):
         grad_x = (grad - mean_grad - normalised * mean_grad_normalised) * (weight * scale)
         grad_x.mul_(valid.unsqueeze(1))
         return grad_x.to(grad_y.dtype).view_as(grad_y), grad_weight, grad_bias, None, None
+
+
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalised frames, and mean, biased variance and number of the valid ones."""
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _MaskedNormalisation.apply(x, weight, bias, valid, eps)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 def _is_distributed() -> bool:
@@ -144,8 +153,8 @@ def _pool_statistics(
 class MaskedBatchNorm(nn.Module):
     """Batch normalisation (arXiv 1502.03167) of (batch, time, channels) whose padding neither counts nor survives.
 
-    Same parameters, buffers and arithmetic as `torch.nn.BatchNorm1d`; with several processes the statistics are those of
-    the joint batch, so that DDP gives the gradients of one process. Statistics are float32 under autocast too.
+    Same parameters, buffers and arithmetic as `torch.nn.BatchNorm1d`; with several processes the statistics are those
+    of the joint batch, so that DDP gives the gradients of one process. Statistics are float32 under autocast too.
     """
 
     running_mean: Tensor
@@ -166,13 +175,11 @@ class MaskedBatchNorm(nn.Module):
         """`x` (batch, time, channels); `mask` (batch, time), 1.0 for valid frames, or None where all are."""
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            y = torch.addcmul(self.bias - self.running_mean * scale, x.float(), scale).to(x.dtype)
+            y = torch.addcmul(self.bias - self.running_mean * scale, x.to(scale.dtype), scale).to(x.dtype)
             return y if mask is None else y * mask.unsqueeze(2).to(y.dtype)
         valid = torch.ones(x.shape[:2], device=x.device) if mask is None else mask
         with torch.autocast(x.device.type, enabled=False):
-            y, mean, variance, count = _MaskedNormalisation.apply(
-                x, self.weight, self.bias, valid.flatten(), self.eps
-            )
+            y, mean, variance, count = _normalise(x, self.weight, self.bias, valid.flatten(), self.eps)
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)
@@ -185,7 +192,7 @@ class MaskedBatchNorm(nn.Module):
 
 
 class QuartzNetBlock(nn.Module):
-    """`repeat` times depthwise, pointwise, BatchNorm (ReLU and dropout between), a residual branch, ReLU and dropout."""
+    """`repeat` times depthwise, pointwise, BatchNorm (ReLU, dropout between), a residual branch, ReLU and dropout."""
 
     def __init__(self, in_channels: int, config: BlockConfig, dropout: float = 0.0) -> None:
         super().__init__()

@@ -69,6 +69,7 @@ class QuartzNetCTC(pl.LightningModule):
         self._optimizer = optimizer
         self._warmup_steps = warmup_steps
         self._rng_to_restore: dict[str, Any] | None = None
+        self._batch: Batch | None = None  # the one being trained on, to be named where its gradient is not finite
         if init_weights is not None:
             from kvarts.checkpoint import load_weights
 
@@ -97,6 +98,7 @@ class QuartzNetCTC(pl.LightningModule):
         return losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._batch = batch
         log_probs, lengths = self.log_probs(batch.features, batch.feature_lengths)
         losses = self.losses(log_probs, lengths, batch)
         finite = torch.isfinite(losses) & torch.isfinite(log_probs.detach()).flatten(1).all(1)
@@ -108,7 +110,7 @@ class QuartzNetCTC(pl.LightningModule):
         loss = self._joint_mean(losses)
         self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(losses))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             hypotheses = greedy(log_probs.detach().cpu().numpy(), lengths.cpu().numpy())
             errors = sum(map(word_errors, batch.texts, hypotheses), ErrorCounts())
             self.log("train_wer", errors.rate, prog_bar=True, batch_size=len(losses))
@@ -124,15 +126,16 @@ class QuartzNetCTC(pl.LightningModule):
         return losses.sum() * dist.get_world_size() / utterances
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # A loss may be finite and its gradient not; the step would destroy the weights. With float16 the gradient scaler
-        # meets such gradients by design and skips the step itself.
+        # A loss may be finite and its gradient not; the step would destroy the weights. With float16 the gradient
+        # scaler meets such gradients by design and skips the step itself.
         if self.trainer.precision == "16-mixed":
             return
+        assert self._batch is not None
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if not bool(torch.isfinite(norm)):
             raise NonFiniteLossError(
-                f"step {self.global_step}: the gradient is not finite for {self.trainer.datamodule.last_batch.where()}; "
+                f"step {self.global_step}: the gradient is not finite for {self._batch.where()}; "
                 "lower the learning rate. The last checkpoint is untouched"
             )
 

@@ -1,4 +1,4 @@
-"""Training from configuration to result: data, model, Lightning's loop, then WER of the training sample and the test sets.
+"""Training from configuration to result: data, model, Lightning's loop, then WER of the sample and the test sets.
 
 `python main.py [overrides]` and `kvarts train [overrides]` come here. All settings are in conf/quarznet_5x5_ru.yaml.
 """
@@ -18,17 +18,16 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kvarts.callbacks import Curve, LastCheckpoint
 from kvarts.checkpoint import SafeCheckpointIO, load_model
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config
-from kvarts.dataset import random_subset
 from kvarts.datamodule import SpeechData
+from kvarts.dataset import random_subset
 from kvarts.errors import CheckpointError, ConfigError, KvartsError
 from kvarts.evaluate import Evaluation, evaluate_manifest, evaluate_manifests, render_table
 from kvarts.files import atomic_text_writer
-from kvarts.model import QuartzNetCTC
 
 logger = logging.getLogger("lightning")
 
@@ -88,7 +87,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     """One whole run: check the data, train, evaluate; everything it writes lies in `run_dir`.
 
     Returns:
-        Scores of the training sample and each test set; empty where `evaluate.enabled` is false and on ranks other than 0.
+        Scores of the training sample and each test set; none where `evaluate.enabled` is false or the rank is not 0.
 
     Raises:
         KvartsError: whatever the user can mend, named; see `kvarts.errors`.
@@ -182,8 +181,8 @@ def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData) -> list[Evalu
 
 def _quieten() -> None:
     # Lightning's advice that does not apply here: workers (features are cached), and our own sampler's epochs.
-    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*is smaller than the logging.*"):
-        warnings.filterwarnings("ignore", message=message)
+    for advice in ("does not have many workers", "dataloader is not resumable", "is smaller than the logging"):
+        warnings.filterwarnings("ignore", message=f".*{advice}.*")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""The network against an independent plain copy, alone and in ragged batches, in training and in evaluation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from course_network import CourseNetwork, trained_looking
+from kvarts.audio import read_audio
+from kvarts.checkpoint import COURSE_BLOCKS
+from kvarts.decoder import ConvDecoder
+from kvarts.encoder import BlockConfig, DepthwiseConv, MaskedBatchNorm, PointwiseConv, QuartzNet
+from kvarts.errors import ConfigError
+from kvarts.features import log_mel
+from kvarts.frames import encoded_frames
+from kvarts.model import QuartzNetCTC
+
+SAMPLE = Path(__file__).parents[1] / "sample"
+
+
+@pytest.fixture(scope="module")
+def course():
+    torch.manual_seed(1)
+    return trained_looking(CourseNetwork())
+
+
+@pytest.fixture(scope="module")
+def ours(course):
+    model = QuartzNetCTC(QuartzNet(COURSE_BLOCKS), ConvDecoder())
+    model.load_state_dict(course.state_dict())
+    return model
+
+
+def both(course, ours, features, lengths, training):
+    course.train(training), ours.train(training)
+    expected = course(features.transpose(1, 2))
+    actual, actual_lengths = ours.log_probs(features, lengths)
+    return expected, actual, actual_lengths
+
+
+def test_parameters_are_the_courses(ours):
+    assert sum(p.numel() for p in ours.encoder.parameters()) == 6_708_096
+    assert sum(p.numel() for p in ours.decoder.parameters()) == 34_850
+
+
+def test_log_probs_of_an_opus_file_equal_the_plain_networks(course, ours):
+    path = next((SAMPLE / "test_opus" / "crowd").rglob("*.opus"))
+    features = torch.from_numpy(log_mel(read_audio(path)))[None]
+    with torch.no_grad():
+        expected, actual, lengths = both(course, ours, features, torch.tensor([features.shape[1]]), training=False)
+    assert lengths.tolist() == [expected.shape[1]]
+    assert expected.std(1).max() > 0.05  # the comparison is of something that varies with the speech
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 6, 8, 9, 31, 32, 33, 34, 87, 172, 173])
+def test_every_length_equals_the_plain_network(course, ours, frames):
+    features = torch.randn(2, frames, 64, generator=torch.Generator().manual_seed(frames))
+    with torch.no_grad():
+        expected, actual, lengths = both(course, ours, features, torch.tensor([frames] * 2), training=False)
+    assert lengths.tolist() == [encoded_frames(frames)] * 2 == [expected.shape[1]] * 2
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_a_training_step_without_padding_equals_the_plain_networks(course, ours):
+    """Outputs, all gradients and the running statistics of BatchNorm, in float64 so that only the formulas count."""
+    state = {name: tensor.clone() for name, tensor in course.state_dict().items()}
+    course.double(), ours.double()
+    try:
+        features = torch.randn(3, 121, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        expected, actual, _ = both(course, ours, features, torch.tensor([121] * 3), training=True)
+        weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        (expected * weights).sum().backward(), (actual * weights).sum().backward()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4)
+        ours_gradients = dict(ours.named_parameters())
+        for name, parameter in course.named_parameters():
+            scale = parameter.grad.abs().max()
+            difference = (ours_gradients[name].grad - parameter.grad).abs().max()
+            # A bias before BatchNorm has no gradient but rounding errors.
+            assert difference <= 2e-4 * scale + 1e-3, name
+        for name, buffer in course.named_buffers():
+            torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-5, atol=1e-6, msg=name)
+    finally:
+        course.zero_grad(), ours.zero_grad()
+        course.float().load_state_dict(state), ours.float().load_state_dict(state)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_padding_changes_nothing(ours, training):
+    """The same ragged batch in a tight and in a wide frame, the latter full of rubbish behind each utterance."""
+    draw = torch.Generator().manual_seed(5)
+    lengths = torch.tensor([203, 57, 1, 120, 4])
+    tight = torch.randn(5, 203, 64, generator=draw)
+    wide = torch.full((5, 407, 64), 1e4)
+    for row, length in enumerate(lengths):
+        wide[row, :length] = tight[row, :length]
+        tight[row, length:] = float("nan")  # what lies behind an utterance is not even looked at
+    state = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    ours.train(training)
+    with torch.no_grad():
+        one, one_lengths = ours.log_probs(tight, lengths)
+        statistics = ours.encoder.layers[3].conv[2].running_var.clone()
+        ours.load_state_dict(state)
+        other, other_lengths = ours.log_probs(wide, lengths)
+    torch.testing.assert_close(ours.encoder.layers[3].conv[2].running_var, statistics, rtol=1e-4, atol=1e-5)
+    ours.load_state_dict(state)
+    assert one_lengths.tolist() == other_lengths.tolist()
+    for row, length in enumerate(one_lengths):
+        torch.testing.assert_close(one[row, :length], other[row, :length], rtol=0, atol=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=2, max_size=4), st.integers(0, 100))
+def test_batchmates_change_nothing(ours, lengths, seed):
+    draw = torch.Generator().manual_seed(seed)
+    utterances = [torch.randn(length, 64, generator=draw) for length in lengths]
+    ours.eval()
+    with torch.no_grad():
+        batch = nn.utils.rnn.pad_sequence(utterances, batch_first=True)
+        together, encoded_lengths = ours.log_probs(batch, torch.tensor(lengths))
+        for row, utterance in enumerate(utterances):
+            alone, _ = ours.log_probs(utterance[None], torch.tensor([len(utterance)]))
+            torch.testing.assert_close(together[row, : encoded_lengths[row]], alone[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride", "dilation"), [
+    (64, 33, 4, 1), (32, 33, 1, 1), (16, 75, 1, 1), (16, 87, 1, 2), (8, 5, 1, 3),
+])  # fmt: skip
+@pytest.mark.parametrize("frames", [1, 2, 5, 40, 87, 130])
+def test_depthwise_convolution_and_its_gradients(channels, kernel, stride, dilation, frames):
+    draw = torch.Generator().manual_seed(frames)
+    padding = dilation * (kernel - 1) // 2
+    plain = nn.Conv1d(channels, channels, kernel, stride, padding, dilation, groups=channels).double()
+    ours = DepthwiseConv(channels, kernel, stride, dilation).double()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, frames, channels, dtype=torch.float64, generator=draw, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    expected, actual = plain(x.transpose(1, 2)).transpose(1, 2), ours(y)
+    torch.testing.assert_close(actual, expected)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=draw)
+    (expected * weights).sum().backward(), (actual * weights).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad)
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(ours.bias.grad, plain.bias.grad)
+
+
+def test_masked_batchnorm_sees_the_valid_frames_alone():
+    """Against `nn.BatchNorm1d` on the valid frames, packed; gradients too."""
+    draw = torch.Generator().manual_seed(0)
+    x = (5 + 3 * torch.randn(3, 20, 16, generator=draw)).requires_grad_()
+    lengths = torch.tensor([20, 7, 1])
+    mask = (torch.arange(20) < lengths[:, None]).float()
+    ours, plain = MaskedBatchNorm(16), nn.BatchNorm1d(16)
+    weights = torch.randn(int(mask.sum()), 16, generator=draw)
+    y = ours(x, mask)
+    assert (y[mask == 0] == 0).all()
+    (y[mask == 1] * weights).sum().backward()
+    gradient, x.grad = x.grad, None
+    expected = plain(x[mask == 1])
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(y[mask == 1], expected)
+    torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+    assert ours.num_batches_tracked == plain.num_batches_tracked
+
+
+@pytest.mark.parametrize("lengths", [[150, 150], [150, 91]])
+def test_bfloat16_autocast_stays_near_float32(ours, lengths):
+    features = torch.randn(2, 150, 64, generator=torch.Generator().manual_seed(0))
+    ours.eval()
+    with torch.no_grad():
+        exact, _ = ours.log_probs(features, torch.tensor(lengths))
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, _ = ours.log_probs(features, torch.tensor(lengths))
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("block", [
+    BlockConfig(8, 1, 4), BlockConfig(8, 1, 3, stride=2), BlockConfig(8, 1, 3, separable=False),
+])  # fmt: skip
+def test_impossible_blocks_are_refused(block):
+    with pytest.raises(ConfigError, match="block"):
+        QuartzNet([block])
+
+
+def test_pointwise_convolution_is_a_1x1_conv1d():
+    ours, plain = PointwiseConv(6, 4), nn.Conv1d(6, 4, 1)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(ours(x), plain(x.transpose(1, 2)).transpose(1, 2))
