@@ -19,9 +19,7 @@ from kvarts.errors import ManifestError
 TRANSCRIBE = ["transcribe", "--checkpoint", "none.ckpt", "a.wav"]
 
 
-def python(
-    code: str, stdout: int | TextIO = subprocess.PIPE, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, stdout: int | TextIO = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
     # Standard output buffered, as a user has it, whatever this process was started with.
     env = os.environ | {"PYTHONUNBUFFERED": ""} | environment
     return subprocess.run(

@@ -68,11 +68,11 @@ class ToneReader(QuartzNetCTC):
         state["decoder.layers.0.bias"][BLANK_ID] = LOUD - SILENCE
         self.load_state_dict(state)
         self.batch_shapes: list[tuple[int, int]] = []  # utterances and frames
-        self.fail_in_batch: int | None = None
+        self.failure: tuple[int, BaseException] | None = None  # in which batch, and how
 
     def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if self.fail_in_batch == len(self.batch_shapes):
-            raise KeyboardInterrupt
+        if self.failure is not None and self.failure[0] == len(self.batch_shapes):
+            raise self.failure[1]
         self.batch_shapes.append((features.shape[0], features.shape[1]))
         return super().log_probs(features, lengths)
 
@@ -83,9 +83,7 @@ def speak(text: str) -> NDArray[np.float32]:
     hz = 700 * (10 ** (mels / 2595) - 1)
     seconds = np.arange(1280) / SAMPLE_RATE
     gap = np.zeros(640)
-    tones = [
-        np.sin(2 * np.pi * hz[FIRST_BAND + label] * seconds) * np.hanning(1280) for label in encode(text)
-    ]
+    tones = [np.sin(2 * np.pi * hz[FIRST_BAND + label] * seconds) * np.hanning(1280) for label in encode(text)]
     parts = [gap, *(part for tone in tones for part in (tone, gap))]
     return 0.5 * np.concatenate(parts).astype(np.float32)
 
@@ -199,9 +197,7 @@ def test_together_agrees_with_jiwer(model: ToneReader, crowd: Path, farfield: Pa
     both = together(evaluations)
     assert [evaluation.name for evaluation in evaluations] == ["crowd", "farfield"]
     assert both.words == CROWD_WORDS + FARFIELD_WORDS
-    references = [
-        text.lower().replace("ё", "е").strip("!").replace(",", "") for _, text in [*CROWD, *FARFIELD]
-    ]
+    references = [text.lower().replace("ё", "е").strip("!").replace(",", "") for _, text in [*CROWD, *FARFIELD]]
     spoken = [spoken for spoken, _ in [*CROWD, *FARFIELD]]
     assert both.words.rate == jiwer.wer(references, spoken)
     assert both.characters.rate == jiwer.cer(references, spoken)
@@ -222,9 +218,7 @@ def test_the_table_has_a_row_for_each(model: ToneReader, crowd: Path) -> None:
 
 
 def test_the_table_fits_into_80_columns() -> None:
-    large = Evaluation(
-        "farfield", ErrorCounts(9999, 9999, 9999, 65000), ErrorCounts(1, 1, 1, 1), 9994, 40391.7, 131
-    )
+    large = Evaluation("farfield", ErrorCounts(9999, 9999, 9999, 65000), ErrorCounts(1, 1, 1, 1), 9994, 40391.7, 131)
     console = Console(width=80, file=io.StringIO())
     console.print(render_table([large, together([large, large])]))
     assert isinstance(console.file, io.StringIO)
@@ -274,12 +268,18 @@ def test_a_damaged_file_is_named_and_all_others_are_kept(
 
 
 def test_ctrl_c_keeps_what_was_recognised(model: ToneReader, crowd: Path, tmp_path: Path) -> None:
-    model.fail_in_batch = 2
+    model.failure = (2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         evaluate_manifests(model, {"crowd": crowd}, batch_duration_s=0.1, output=tmp_path)
     kept = read_manifest(tmp_path / "crowd_pred.partial.jsonl")
     # The two longest, for those come first.
     assert [row.fields["pred_text"] for row in kept] == [CROWD[2][0], CROWD[0][0]]
+
+
+def test_too_large_a_batch_is_told_in_words(model: ToneReader, crowd: Path) -> None:
+    model.failure = (0, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate …"))
+    with pytest.raises(ConfigError, match=r"^5 s of sound .* lower --batch-duration-s"):
+        evaluate_manifests(model, {"crowd": crowd}, batch_duration_s=5.1)
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,7 @@ def test_evaluate_prints_a_table_and_writes_results(
     assert [utterance.fields["pred_text"] for utterance in predicted] == [spoken for spoken, _ in FARFIELD]
     for before, after in zip(read_manifest(farfield), predicted, strict=True):
         assert after.audio_path.samefile(before.audio_path)
-        kept = {
-            key: value for key, value in after.fields.items() if key not in ("audio_filepath", "pred_text")
-        }
+        kept = {key: value for key, value in after.fields.items() if key not in ("audio_filepath", "pred_text")}
         assert kept == {key: value for key, value in before.fields.items() if key != "audio_filepath"}
     assert sorted(entry.name for entry in out.iterdir()) == [
         "crowd_pred.jsonl",
@@ -453,9 +451,7 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     options = {"--checkpoint": str(checkpoint), "--device": "cpu"} | changes
     arguments = [command, *(part for option in options.items() for part in option)]
-    arguments += (
-        ["--manifest", str(crowd)] if command == "evaluate" else [str(crowd.parent / "audio" / "0.wav")]
-    )
+    arguments += ["--manifest", str(crowd)] if command == "evaluate" else [str(crowd.parent / "audio" / "0.wav")]
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -468,17 +464,13 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
     checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = str(crowd)  # a file
-    assert (
-        main(["evaluate", "--checkpoint", str(checkpoint), "--manifest", str(crowd), "--output", output]) == 2
-    )
+    assert main(["evaluate", "--checkpoint", str(checkpoint), "--manifest", str(crowd), "--output", output]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert output in captured.err
 
 
-def test_transcribe_one_file_prints_its_text(
-    checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transcribe_one_file_prints_its_text(checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", "--checkpoint", str(checkpoint), str(crowd.parent / "audio" / "2.wav")]) == 0
     assert capsys.readouterr() == ("салют вызов светлане\n", "")
 

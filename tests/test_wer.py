@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.model_summary import ModelSummary
 from torch import distributed, multiprocessing
 
 from kvarts.error_counts import ErrorCounts, char_errors, word_errors
@@ -101,11 +103,18 @@ def test_wer_of_some_texts_leaves_the_metric_alone() -> None:
     assert metric.reference_words.item() == 0
 
 
-def test_the_metric_is_a_module_without_parameters() -> None:
-    metric = WER()
-    assert isinstance(metric, torch.nn.Module)
-    assert sum(parameter.numel() for parameter in metric.parameters()) == 0
-    assert metric.state_dict() == {}  # a checkpoint holds nothing of it
+class WithMetric(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wer = WER()
+
+
+def test_the_metric_is_a_row_of_the_summary_and_nothing_of_a_checkpoint() -> None:
+    module = WithMetric()
+    summary = ModelSummary(module)
+    assert (summary.layer_names, summary.layer_types, summary.param_nums) == (["wer"], ["WER"], [0])
+    module.wer.update(["да"], ["нет"])
+    assert module.state_dict() == {}
 
 
 def test_the_metric_counts_whole_numbers_without_limit() -> None:
