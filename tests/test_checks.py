@@ -70,14 +70,12 @@ def test_every_unusable_file_is_found_in_manifest_order(tmp_path: Path) -> None:
         (1.0, 3.0, False),  # 48 kHz taken for 16 kHz
     ],
 )
-def test_durations_may_differ_a_little(
-    tmp_path: Path, actual_s: float, claimed_s: float, agree: bool
-) -> None:
+def test_durations_may_differ_a_little(tmp_path: Path, actual_s: float, claimed_s: float, agree: bool) -> None:
     record(tmp_path / "a.wav", actual_s)
     problems = check_audio(utterances(tmp_path, {"duration": claimed_s}))
-    assert [
-        f"{claimed_s:g} s" in problem.what and f"{actual_s:.3f} s" in problem.what for problem in problems
-    ] == ([] if agree else [True])
+    assert [f"{claimed_s:g} s" in problem.what and f"{actual_s:.3f} s" in problem.what for problem in problems] == (
+        [] if agree else [True]
+    )
 
 
 def test_targets_that_can_be_learnt(tmp_path: Path) -> None:

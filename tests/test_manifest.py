@@ -140,9 +140,7 @@ def test_a_missing_manifest_and_a_folder(tmp_path: Path) -> None:
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5),
     duration=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
 )
-def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], duration: float
-) -> None:
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, texts: list[str], duration: float) -> None:
     path = tmp_path_factory.mktemp("written") / "manifest.jsonl"
     rows = [{"audio_filepath": "a.wav", "text": text, "duration": duration} for text in texts]
     write_manifest(path, rows)

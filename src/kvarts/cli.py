@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _drop_standard_output()
-        print(
-            f"kvarts: error: {error.filename or 'output'}: {error.strerror}; free some space", file=sys.stderr
-        )
+        print(f"kvarts: error: {error.filename or 'output'}: {error.strerror}; free some space", file=sys.stderr)
         return _USER_MISTAKE
     return code
 
@@ -85,14 +83,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kvarts", description="Compact Russian speech recognition: QuartzNet5x5-CTC."
-    )
+    parser = argparse.ArgumentParser(prog="kvarts", description="Compact Russian speech recognition: QuartzNet5x5-CTC.")
     parser.add_argument("--version", action="version", version=f"kvarts {kvarts.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    commands.add_parser(
-        "train", help="train or fine-tune; takes Hydra overrides, as main.py does", add_help=False
-    )
+    commands.add_parser("train", help="train or fine-tune; takes Hydra overrides, as main.py does", add_help=False)
 
     evaluate_parser = commands.add_parser("evaluate", help="measure WER and CER on manifests")
     evaluate.add_arguments(evaluate_parser)
@@ -107,9 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     download_parser = data_commands.add_parser("download", help="download and unpack a data set")
     download.add_arguments(download_parser)
     download_parser.set_defaults(run=download.run)
-    sample_parser = data_commands.add_parser(
-        "sample", help="rebuild the sample speech from its Debian package"
-    )
+    sample_parser = data_commands.add_parser("sample", help="rebuild the sample speech from its Debian package")
     sample.add_arguments(sample_parser)
     sample_parser.set_defaults(run=sample.run)
     return parser

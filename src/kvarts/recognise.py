@@ -66,9 +66,7 @@ def texts(model: QuartzNetCTC, features: Sequence[NDArray[np.float32]]) -> list[
             f"{batch_s:.0f} s of sound in one batch do not fit into the memory of {device}; "
             "lower --batch-duration-s or use --device cpu"
         ) from None
-    for index, text in zip(
-        heard, greedy(log_probs.float().cpu().numpy(), num_frames.cpu().numpy()), strict=True
-    ):
+    for index, text in zip(heard, greedy(log_probs.float().cpu().numpy(), num_frames.cpu().numpy()), strict=True):
         # The network puts spaces before the first word and behind the last one; no reader wants them.
         recognised[index] = text.strip()
     return recognised

@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "order given. Files that cannot be read are named on standard error and the others go on; the exit "
         "code is then 2."
     )
-    parser.add_argument(
-        "files", metavar="FILE", nargs="+", type=Path, help="audio of any rate and channel count"
-    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="audio of any rate and channel count")
     parser.add_argument("--checkpoint", metavar="C", type=Path, required=True, help=".ckpt or .safetensors")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto: the GPU if there is one")
 
