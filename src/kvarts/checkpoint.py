@@ -5,9 +5,8 @@ A checkpoint is what Lightning writes: a dict whose `state_dict` has the course'
 `kvarts` are taken to be the course's: QuartzNet5x5. `.safetensors` files hold the `state_dict`, and the
 description as JSON in their metadata.
 
-Checkpoints are read here and not by `torch.load`. Its safe mode refuses the course's, whose callbacks are
-keyed by classes; its other mode runs what the file says, the program in a TorchScript archive even under an
-unpickler that runs nothing; and both fill a tensor that claims more than its data with what lies in memory.
+Checkpoints are read here and not by `torch.load`. Its safe mode refuses the course's, whose callbacks are keyed by
+classes; its other mode, even under an unpickler that runs nothing, runs the program in a TorchScript archive.
 """
 
 from __future__ import annotations
@@ -270,9 +269,7 @@ def _fill(model: QuartzNetCTC, checkpoint: dict[str, Any], path: Path) -> None:
         )
     broken = [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise CheckpointError(
-            f"{path}: {broken[0]} holds values that are not finite; use an earlier checkpoint"
-        )
+        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; use an earlier checkpoint")
     model.load_state_dict(found)
 
 

@@ -209,5 +209,3 @@ class SpeechData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._place = state_dict or None
-
-
