@@ -26,7 +26,11 @@ from kvarts.frames import encoded_frames
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One row of the layer table. `kernel` in frames; `repeat` counts the convolutions of the block."""
+    """One row of the layer table. `kernel` in frames; `repeat` counts the convolutions of the block.
+
+    Raises:
+        ConfigError: a value that no block can have.
+    """
 
     filters: int
     repeat: int
@@ -35,6 +39,15 @@ class BlockConfig:
     dilation: int = 1
     residual: bool = True
     separable: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("filters", "repeat", "kernel", "stride", "dilation"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"a block has {name}: {value}; it must be a whole number from 1 on")
+        for name in ("residual", "separable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"a block has {name}: {getattr(self, name)}; it must be true or false")
 
 
 class DepthwiseConv(nn.Conv1d):

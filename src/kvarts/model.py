@@ -15,14 +15,14 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 import kvarts
-from kvarts.alphabet import ALPHABET, BLANK_ID
+from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
 from kvarts.dataset import Batch
 from kvarts.decoder import ConvDecoder
 from kvarts.decoding import greedy
 from kvarts.encoder import QuartzNet
 from kvarts.error_counts import ErrorCounts, word_errors
-from kvarts.errors import CheckpointError, NonFiniteLossError
-from kvarts.features import FEATURE_SETTINGS
+from kvarts.errors import CheckpointError, ConfigError, NonFiniteLossError
+from kvarts.features import FEATURE_SETTINGS, N_MELS
 from kvarts.wer import WER
 
 # The logger's name is the original's: its users search their logs for it.
@@ -62,6 +62,7 @@ class QuartzNetCTC(pl.LightningModule):
         init_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
+        _check_fit(encoder, decoder)
         self.encoder = encoder
         self.decoder = decoder
         self.wer = WER()
@@ -201,6 +202,18 @@ class QuartzNetCTC(pl.LightningModule):
             if "cuda" in self._rng_to_restore and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._rng_to_restore["cuda"])
             self._rng_to_restore = None
+
+
+def _check_fit(encoder: QuartzNet, decoder: ConvDecoder) -> None:
+    classes, channels, _ = decoder.state_dict()["layers.0.weight"].shape
+    if encoder.in_channels != N_MELS:
+        raise ConfigError(f"model.encoder.in_channels={encoder.in_channels}: features have {N_MELS} mel bands")
+    if channels != encoder.out_channels:
+        raise ConfigError(
+            f"model.decoder.in_channels={channels}: the last block of the encoder has {encoder.out_channels} filters"
+        )
+    if classes != NUM_CLASSES:
+        raise ConfigError(f"model.decoder.num_classes={classes}: the alphabet and the blank make {NUM_CLASSES} classes")
 
 
 def _log_example(reference: str, hypothesis: str) -> None:
