@@ -108,7 +108,7 @@ class _MaskedNormalisation(torch.autograd.Function):
         mean = (valid @ frames) / count
         centred = frames - mean
         squares = valid @ centred.square()
-        if _is_distributed():
+        if is_distributed():
             count, mean, squares, centred = _pool_statistics(frames, count, mean, squares)
         variance = squares / count
         scale = torch.rsqrt(variance + eps)
@@ -127,7 +127,7 @@ class _MaskedNormalisation(torch.autograd.Function):
         grad_bias = grad.sum(0)
         grad_weight = (grad * normalised).sum(0)
         sums = torch.stack((grad_bias, grad_weight))
-        if _is_distributed():
+        if is_distributed():
             sums = sums.clone()
             dist.all_reduce(sums)
         mean_grad, mean_grad_normalised = sums / count
@@ -144,7 +144,8 @@ def _normalise(
     return outputs
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

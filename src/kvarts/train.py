@@ -174,14 +174,20 @@ def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData) -> list[Evalu
     evaluations += evaluate_manifests(model, data.test_manifests, output=run_dir / "evaluation")
     with atomic_text_writer(run_dir / "results.txt") as file:
         Console(file=file, width=120).print(render_table(evaluations))
-    console = Console()
-    console.print(render_table(evaluations), width=None if console.is_terminal else 120)
+    Console().print(render_table(evaluations))
     return evaluations
 
 
 def _quieten() -> None:
-    # Lightning's advice that does not apply here: workers (features are cached), and our own sampler's epochs.
-    for advice in ("does not have many workers", "dataloader is not resumable", "is smaller than the logging"):
+    # Lightning's advice that does not apply here: features are cached, the sampler knows its place, and a resumed run
+    # goes on in its own folder.
+    for advice in (
+        "does not have many workers",
+        "dataloader is not resumable",
+        "is smaller than the logging",
+        "exists and is not empty",
+        r"isinstance\(treespec, LeafSpec\)",
+    ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")
 
 
