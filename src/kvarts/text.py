@@ -9,6 +9,8 @@ import unicodedata
 NORMALISER_VERSION = "1"
 
 _STRESS_MARKS = re.compile("[\u0300\u0301]|\\+(?=[аеёиоуыэюя])")
+# Soft hyphens, zero-width spaces and joiners: nobody sees them, and they must not cut words.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _NOT_A_WORD_CHARACTER = re.compile(r"[^\w\s]|_")
 
 
@@ -22,6 +24,6 @@ def normalise(text: str) -> str:
     'она завела прядь волнистых волос за ухо'
     """
     # Decomposed, an accent is a character of its own; composing again gives й (и + breve) and ё (е + dots) back.
-    without_stress = _STRESS_MARKS.sub("", unicodedata.normalize("NFD", text.lower()))
+    without_stress = _STRESS_MARKS.sub("", unicodedata.normalize("NFD", _INVISIBLE.sub("", text.lower())))
     composed = unicodedata.normalize("NFC", without_stress).replace("ё", "е")
     return " ".join(_NOT_A_WORD_CHARACTER.sub(" ", composed).split())

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from kvarts.files import atomic_text_writer
 
 logger = logging.getLogger("lightning")
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST, BEST = "last.ckpt", "best.ckpt"
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--multirun", "-m")
 
@@ -63,6 +66,16 @@ def _hydra_main(config: DictConfig) -> None:
     except KvartsError as error:
         # Hydra would print a traceback and exit with 1.
         print(f"kvarts: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # TensorBoard and the log, written without our doing.
+        if error.errno not in _DISK_FULL:
+            raise
+        print(
+            f"kvarts: error: {HydraConfig.get().runtime.output_dir}: {error.strerror}; the last checkpoint is untouched; "
+            "free space and go on with resume=auto",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 
@@ -178,7 +191,23 @@ def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData) -> list[Evalu
     return evaluations
 
 
+class _NotAdvice(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer thread meets a full disk first, and the main thread says so in one line.
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in _DISK_FULL):
+        threading.__excepthook__(failure)
+
+
 def _quieten() -> None:
+    threading.excepthook = _thread_failed
+    # A log that cannot be written (disk full) is no reason for a traceback at every line.
+    logging.raiseExceptions = False
+    for handler in logging.getLogger("pytorch_lightning").handlers:
+        handler.addFilter(_NotAdvice())
     # Lightning's advice that does not apply here: features are cached, the sampler knows its place, and a resumed run
     # goes on in its own folder.
     for advice in (
