@@ -107,13 +107,14 @@ class _MaskedNormalisation(torch.autograd.Function):
         # A product with the 0/1 vector of valid frames sums over them in one pass over memory.
         mean = (valid @ frames) / count
         centred = frames - mean
-        squares = valid @ centred.square()
+        y = centred.square()  # also the memory of the result: fresh memory costs more here than the arithmetic
+        squares = valid @ y
         if is_distributed():
             count, mean, squares, centred = _pool_statistics(frames, count, mean, squares)
         variance = squares / count
         scale = torch.rsqrt(variance + eps)
         normalised = centred.mul_(scale)
-        y = torch.addcmul(bias, normalised, weight).mul_(valid.unsqueeze(1))
+        torch.addcmul(bias, normalised, weight, out=y).mul_(valid.unsqueeze(1))
         ctx.save_for_backward(normalised, weight, scale, valid, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return y.to(x.dtype).view_as(x), mean, variance, count
@@ -131,9 +132,9 @@ class _MaskedNormalisation(torch.autograd.Function):
             sums = sums.clone()
             dist.all_reduce(sums)
         mean_grad, mean_grad_normalised = sums / count
-        grad_x = (grad - mean_grad - normalised * mean_grad_normalised) * (weight * scale)
-        grad_x.mul_(valid.unsqueeze(1))
-        return grad_x.to(grad_y.dtype).view_as(grad_y), grad_weight, grad_bias, None, None
+        grad.sub_(mean_grad).addcmul_(normalised, mean_grad_normalised, value=-1.0).mul_(weight * scale)
+        grad.mul_(valid.unsqueeze(1))
+        return grad.to(grad_y.dtype).view_as(grad_y), grad_weight, grad_bias, None, None
 
 
 def _normalise(

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -223,6 +224,7 @@ def _check_fit(encoder: QuartzNet, decoder: ConvDecoder) -> None:
         raise ConfigError(f"model.decoder.num_classes={classes}: the alphabet and the blank make {NUM_CLASSES} classes")
 
 
+@rank_zero_only
 def _log_example(reference: str, hypothesis: str) -> None:
     logger.info("reference : %s", reference)
     logger.info("prediction: %s", hypothesis)

@@ -208,7 +208,7 @@ def _quieten() -> None:
     logging.raiseExceptions = False
     for handler in logging.getLogger("pytorch_lightning").handlers:
         handler.addFilter(_NotAdvice())
-    # Lightning's advice that does not apply here: features are cached, the sampler knows its place, and a resumed run
+    # Advice that does not apply here: features are cached, the sampler knows its place, and a resumed run
     # goes on in its own folder.
     for advice in (
         "does not have many workers",
@@ -216,6 +216,7 @@ def _quieten() -> None:
         "is smaller than the logging",
         "exists and is not empty",
         r"isinstance\(treespec, LeafSpec\)",
+        "Grad strides do not match bucket view strides",  # of a dimension of size 1
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")
 
