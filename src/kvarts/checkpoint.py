@@ -313,7 +313,18 @@ class SafeCheckpointIO(CheckpointIO):
         _write(Path(path), _serialise(checkpoint))
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        """What Lightning resumes from.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`; also for weights alone, and for the runs of others.
+        """
+        checkpoint = read_checkpoint(Path(path))
+        if "rng" not in checkpoint:
+            raise CheckpointError(
+                f"{path}: holds weights and no training run of ours, so it cannot be resumed; "
+                f"start from its weights with model.init_weights={path}"
+            )
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

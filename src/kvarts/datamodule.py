@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +10,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from kvarts.checks import Problem, check_audio, check_targets
 from kvarts.dataset import (
     Augmentation,
+    Batch,
     BucketSampler,
+    Draw,
     Example,
     ShareSampler,
     SpeechDataset,
     collate,
     random_subset,
 )
-from kvarts.errors import ConfigError, TrainingDataError, listing
+from kvarts.errors import AudioError, ConfigError, TrainingDataError, listing
 from kvarts.manifest import Utterance, read_manifest
 
 logger = logging.getLogger("lightning")
@@ -116,9 +119,10 @@ class SpeechData(pl.LightningDataModule):
         self._check_audio = check_audio
         self._augmentation = augmentation
         self._sampler: BucketSampler | None = None
-        self._place: dict[str, int] | None = None
+        self._place: dict[str, Any] | None = None
         self.train: list[Utterance] = []
         self.val: list[Utterance] = []
+        self._digest = ""
 
     def prepare(self) -> None:
         """Read and check everything before step 0.
@@ -140,6 +144,7 @@ class SpeechData(pl.LightningDataModule):
             problems += check_audio([*train, *val])
         self.train = self._usable(train, problems, "training")
         self.val = self._usable(val, problems, "validation")
+        self._digest = _digest(self.train)
         logger.info(
             "training on %d utterances, %.2f h; validating on %d, %.2f h",
             *(len(self.train), sum(u.duration_s for u in self.train) / 3600),
@@ -164,7 +169,7 @@ class SpeechData(pl.LightningDataModule):
             raise TrainingDataError(f"no {part} utterance is left; {message}")
         return usable
 
-    def train_dataloader(self) -> DataLoader[Example]:
+    def train_dataloader(self) -> DataLoader[Example | AudioError]:
         rank, world_size = self._share()
         self._sampler = BucketSampler(
             [u.duration_s for u in self.train],
@@ -176,21 +181,30 @@ class SpeechData(pl.LightningDataModule):
             world_size=world_size,
         )
         if self._place is not None:
+            _refuse_other_order(self._place.get("order", {}), self._order())
             self._sampler.load_state_dict(self._place)
         return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache_bytes), self._sampler)
 
-    def val_dataloader(self) -> DataLoader[Example]:
+    def val_dataloader(self) -> DataLoader[Example | AudioError]:
         sampler = ShareSampler([u.duration_s for u in self.val], self._val_batch_size, *self._share())
         return self._loader(SpeechDataset(self.val, cache_bytes=self._cache_bytes), sampler)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, dataset: SpeechDataset, sampler: BucketSampler | ShareSampler) -> DataLoader[Example]:
+    def on_before_batch_transfer(self, batch: Batch | AudioError, dataloader_idx: int) -> Batch:
+        """Raises what went wrong where the batch was made, perhaps in another process."""
+        if isinstance(batch, AudioError):
+            raise batch
+        return batch
+
+    def _loader(
+        self, dataset: SpeechDataset, sampler: BucketSampler | ShareSampler
+    ) -> DataLoader[Example | AudioError]:
         return DataLoader(
-            dataset,
+            _ErrorsAsItems(dataset),
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=_collate,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -205,7 +219,57 @@ class SpeechData(pl.LightningDataModule):
             self._sampler.batch_done()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._sampler.state_dict() if self._sampler is not None else {}
+        """The place in the data, and what the order of the data depends on."""
+        return {} if self._sampler is None else {**self._sampler.state_dict(), "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the place for the training loader, which raises ConfigError where the order is no longer the same."""
         self._place = state_dict or None
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "data.batch_size": self._batch_size,
+            "data.shuffle": self._shuffle,
+            "data.bucketing": self._bucketing,
+            "number of processes": self._share()[1],
+            "number of training utterances": len(self.train),
+            "digest of the training utterances": self._digest,
+        }
+
+
+def _digest(utterances: Sequence[Utterance]) -> str:
+    """Tells training data from other training data of the same size; where the files lie does not matter."""
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        digest.update(repr((utterance.utterance_id, utterance.duration_s, utterance.text)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _refuse_other_order(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [f"{name} was {then[name]}, is {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if changed:
+        raise ConfigError(
+            f"the run to resume had another order of data ({'; '.join(changed)}): resume it with what it had, "
+            "or start from its weights with model.init_weights="
+        )
+
+
+class _ErrorsAsItems(Dataset[Example | AudioError]):
+    """Errors travel as items: one raised in a worker process would arrive with its traceback for a message."""
+
+    def __init__(self, dataset: SpeechDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> Example | AudioError:
+        try:
+            return self._dataset[draw]
+        except AudioError as error:
+            return error
+
+
+def _collate(items: Sequence[Example | AudioError]) -> Batch | AudioError:
+    errors = [str(item) for item in items if isinstance(item, AudioError)]
+    if errors:
+        return AudioError(listing("files that could not be read", errors))
+    return collate([item for item in items if isinstance(item, Example)])

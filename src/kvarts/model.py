@@ -191,6 +191,7 @@ class QuartzNetCTC(pl.LightningModule):
                 "the last checkpoint is untouched. Lower the learning rate and resume from it"
             )
         checkpoint["kvarts"] = self.settings()
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
         checkpoint["rng"] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state_all()
@@ -201,6 +202,14 @@ class QuartzNetCTC(pl.LightningModule):
                 "this checkpoint holds weights but no state of a training run of ours, so it cannot be resumed; "
                 "start from its weights with model.init_weights= instead"
             )
+        if self._optimizer is not None:
+            now = type(self._optimizer([nn.Parameter(torch.zeros(1))])).__name__
+            then = checkpoint.get("optimizer", now)
+            if now != then:
+                raise ConfigError(
+                    f"the run to resume was optimised by {then}, this one is by {now}; resume with the same optimizer, "
+                    "or start from its weights with model.init_weights="
+                )
         self._rng_to_restore = checkpoint["rng"]
 
     def on_train_start(self) -> None:

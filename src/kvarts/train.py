@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kvarts.callbacks import Curve, LastCheckpoint
-from kvarts.checkpoint import SafeCheckpointIO, load_model
+from kvarts.checkpoint import SafeCheckpointIO, load_model, load_weights
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config
 from kvarts.datamodule import SpeechData
 from kvarts.dataset import random_subset
@@ -108,6 +108,9 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     _quieten()
     pl.seed_everything(config.seed, verbose=False)
     model = _instantiate(config.model)
+    resume = None if config.resume == "auto" else config.resume  # `main` has looked for one
+    if resume is not None:
+        load_weights(model, Path(resume))  # refuses another network's by name, before the data are checked
     data = SpeechData(
         config.data_dir,
         model.encoder.stride,
@@ -118,11 +121,9 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     data.prepare()
     curve = Curve(run_dir / "curve.png")
     trainer = _trainer(config, run_dir, curve)
-    if config.resume is not None and Path(config.resume).is_file():
-        logger.info("resume: %s", config.resume)
-        trainer.fit(model, data, ckpt_path=config.resume)
-    else:
-        trainer.fit(model, data)
+    if resume is not None:
+        logger.info("resume: %s", resume)
+    trainer.fit(model, data, ckpt_path=resume)
     if trainer.interrupted or not trainer.is_global_zero:
         return []
     evaluations = _evaluate(config, run_dir, data) if config.evaluate.enabled else []
