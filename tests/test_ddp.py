@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_run
 import torch
 
+import small_run
 from kvarts.checkpoint import read_checkpoint
 
 MAIN = Path(__file__).parents[1] / "main.py"

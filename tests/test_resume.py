@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_run
 import torch
 
+import small_run
 from kvarts.checkpoint import read_checkpoint
 from kvarts.train import find_resume
 

@@ -76,9 +76,53 @@ class DepthwiseConv(nn.Conv1d):
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, padding: int) -> Tensor:
+    if stride == 1 and dilation == 1 and x.device.type == "cpu":
+        y: Tensor = _CpuDepthwise.apply(x, weight.to(x.dtype), bias, padding)  # type: ignore[no-untyped-call]
+        return y
+    return _convolve(x, weight, bias, stride, padding, dilation)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Tensor:
     image = x.transpose(1, 2).unsqueeze(2)  # (batch, channels, 1, time), in channels-last memory
     y = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation), groups=x.shape[2])
     return y.squeeze(2).transpose(1, 2)
+
+
+class _CpuDepthwise(torch.autograd.Function):
+    """A depthwise convolution of odd kernel and equal length, whose both gradients are depthwise convolutions too.
+
+    By input, it is the convolution with the flipped kernel. By weight, it is the correlation of the input with the
+    gradient of the output, channel by channel and utterance by utterance: so each pair of both is a channel of its own,
+    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took 0.33 to 0.52 of the time
+    of the library's own gradient by weight (`python benchmarks/depthwise.py`, ratios 1.9 to 3.0).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return _convolve(x, weight, None if bias is None else bias.to(x.dtype), padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        padding = ctx.padding
+        grad_x = grad_weight = grad_bias = None
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums of bfloat16 numbers are float32
+        if ctx.needs_input_grad[0]:
+            grad_x = _convolve(grad_y, weight.flip(2), padding=padding)
+        if ctx.needs_input_grad[1]:
+            batch, time, channels = x.shape
+            series = F.pad(x.transpose(0, 1), (0, 0, 0, 0, padding, padding))  # (padded time, batch, channels)
+            kernels = grad_y.transpose(1, 2).reshape(batch * channels, 1, time)
+            products = _convolve(series.reshape(1, time + 2 * padding, batch * channels), kernels)
+            grad_weight = products.reshape(-1, batch, channels).sum(1, dtype=exact)  # (kernel, channels)
+            grad_weight = grad_weight.t().unsqueeze(1).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_y.sum((0, 1), dtype=exact)
+        return grad_x, grad_weight, grad_bias, None
 
 
 class PointwiseConv(nn.Conv1d):

@@ -72,8 +72,8 @@ def _hydra_main(config: DictConfig) -> None:
         if error.errno not in _DISK_FULL:
             raise
         print(
-            f"kvarts: error: {HydraConfig.get().runtime.output_dir}: {error.strerror}; the last checkpoint is untouched; "
-            "free space and go on with resume=auto",
+            f"kvarts: error: {HydraConfig.get().runtime.output_dir}: {error.strerror}; "
+            "the last checkpoint is untouched; free space and go on with resume=auto",
             file=sys.stderr,
         )
         sys.exit(2)
