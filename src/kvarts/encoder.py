@@ -95,8 +95,8 @@ class _CpuDepthwise(torch.autograd.Function):
 
     By input, it is the convolution with the flipped kernel. By weight, it is the correlation of the input with the
     gradient of the output, channel by channel and utterance by utterance: so each pair of both is a channel of its own,
-    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took 0.33 to 0.52 of the time
-    of the library's own gradient by weight (`python benchmarks/depthwise.py`, ratios 1.9 to 3.0).
+    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took 0.33 to 0.52 of the
+    time of the library's own gradient by weight (`python benchmarks/depthwise.py`, ratios 1.9 to 3.0).
     """
 
     @staticmethod
