@@ -154,6 +154,7 @@ class SpeechData(pl.LightningDataModule):
     def _usable(self, utterances: list[Utterance], problems: Sequence[Problem], part: str) -> list[Utterance]:
         whose = {id(utterance) for utterance in utterances}
         bad = [problem for problem in problems if id(problem.utterance) in whose]
+        bad.sort(key=lambda problem: problem.utterance.line)  # of texts and of audio together
         if not bad:
             return utterances
         unusable = {id(problem.utterance) for problem in bad}
