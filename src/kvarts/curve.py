@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,4 +41,5 @@ def draw_curve(points: Sequence[Point], path: Path) -> None:
         figure.savefig(file, format="png", dpi=100)
     with atomic_text_writer(path.with_suffix(".jsonl")) as text:
         for step, name, value in points:
-            text.write(json.dumps({"step": step, "metric": name, "value": value}) + "\n")
+            finite = value if math.isfinite(value) else None  # JSON has no word for anything else
+            text.write(json.dumps({"step": step, "metric": name, "value": finite}) + "\n")

@@ -113,7 +113,9 @@ class QuartzNetCTC(pl.LightningModule):
         loss = self._joint_mean(losses)
         self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(losses))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # Of what is logged, Lightning passes on every n-th step's, counted from 1. The first is for the reader's eye.
+        every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step == 0 or (self.global_step + 1) % every_n_steps == 0:
             hypotheses = greedy(log_probs.detach().cpu().numpy(), lengths.cpu().numpy())
             errors = sum(map(word_errors, batch.texts, hypotheses), ErrorCounts())
             self.log("train_wer", errors.rate, prog_bar=True, batch_size=len(losses))
