@@ -21,6 +21,7 @@ import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import kvarts.checkpoint
+from disk import no_file_beyond
 from kvarts.checkpoint import COURSE_BLOCKS, SafeCheckpointIO, load_model, load_weights, read_checkpoint, save_weights
 from kvarts.decoder import ConvDecoder
 from kvarts.encoder import BlockConfig, QuartzNet
@@ -736,7 +738,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     save, path = save_all_ways()[name], tmp_path / name
     save(tiny_model(), path)
     before = path.read_bytes()
-    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    disk: AbstractContextManager[None] = nullcontext()
     if how == "fsync":  # where file systems that allocate late find out
 
         def full(_descriptor: int) -> None:
@@ -744,12 +746,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
 
         monkeypatch.setattr(os, "fsync", full)
     else:  # the kernel itself stops the write in the middle
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, old_limit[1]))
-    try:
-        with pytest.raises(OutputError, match="could not be written") as caught:
-            save(tiny_model(seed=1), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        disk = no_file_beyond(len(before) // 2)
+    with disk, pytest.raises(OutputError, match="could not be written") as caught:
+        save(tiny_model(seed=1), path)
     assert one_line(caught.value, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 import kvarts
+from disk import no_file_beyond
 from kvarts.alphabet import BLANK_ID, encode
 from kvarts.checkpoint import save_weights
 from kvarts.cli import main
@@ -394,19 +394,10 @@ def test_what_is_scored_before_a_damaged_file_is_printed(
     assert captured.err.count("\n") == 1
 
 
-@pytest.fixture
-def allow_bytes() -> Iterator[Callable[[int], None]]:
-    """A function after which no file may grow beyond so many bytes, as if the disk were full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_fills_up_costs_no_score(
     checkpoint: Path,
     crowd: Path,
     tmp_path: Path,
-    allow_bytes: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [
@@ -423,8 +414,8 @@ def test_a_disk_that_fills_up_costs_no_score(
     predictions = (tmp_path / "o" / "crowd_pred.jsonl").stat().st_size
     assert predictions < len(old)
     capsys.readouterr()
-    allow_bytes(predictions)  # enough for the predictions, not for the results
-    assert main(arguments) == 2
+    with no_file_beyond(predictions):  # enough for the predictions, not for the results
+        assert main(arguments) == 2
     captured = capsys.readouterr()
     assert "20.00" in captured.out
     assert captured.err.startswith(f"kvarts: error: {tmp_path / 'o' / 'results.json'}: could not be written")

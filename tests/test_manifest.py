@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disk import no_file_beyond
 from kvarts.errors import ManifestError, OutputError
 from kvarts.manifest import read_manifest, write_manifest
 
@@ -154,20 +153,10 @@ def test_letters_are_written_as_they_are_and_folders_made(tmp_path: Path) -> Non
     assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden files too
 
 
-@pytest.fixture
-def no_room() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: to whoever writes, that is a disk that fills up on the way."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("no_room")
 def test_a_full_disk_leaves_the_old_manifest(tmp_path: Path) -> None:
     path = written(tmp_path, line())
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"File too large.*unchanged") as caught:
+    with no_file_beyond(4096), pytest.raises(OutputError, match=r"File too large.*unchanged") as caught:
         write_manifest(path, [GOOD] * 1000)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
