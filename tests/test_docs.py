@@ -126,6 +126,10 @@ def check(words: list[str]) -> None:
             check_training(run.training_script_args)
             config = compose(*run.training_script_args)
             assert (int(run.nnodes), int(run.nproc_per_node)) == (config.trainer.num_nodes, config.trainer.devices)
+        case ["docker", "build", "-f", dockerfile, *_]:
+            assert (ROOT / dockerfile).is_file()
+        case ["docker", "run", *arguments]:
+            check(arguments[arguments.index("python") :])
         case ["make", target, *variables]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
             given = dict(variable.split("=", 1) for variable in variables)
