@@ -16,11 +16,11 @@ import torch
 from omegaconf import OmegaConf
 
 import kvarts.config
-from kvarts.config import compose_config
+from kvarts.config import compose_config, quote_values, set_to
 from kvarts.errors import KvartsError
 from kvarts.manifest import write_manifest
 from kvarts.model import QuartzNetCTC, warmup_cosine
-from kvarts.train import main, train
+from kvarts.train import main, resume_overrides, train
 
 CONF = Path(kvarts.config.__file__).with_name("conf")
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,6 +162,61 @@ def test_what_may_be_added() -> None:
     assert config.data.test_manifests == {"a": "x", "b": "y/z"}
 
 
+AWKWARD = [
+    "/данные/ру",
+    "/a/epoch=4-step=9794.ckpt",
+    "/my data (2), new/x",
+    "~/data",
+    "it's",
+    'so-called "data"',
+    "C:\\data\\",
+    "a\\'b",
+    "{x",
+]
+
+
+@pytest.mark.parametrize("path", AWKWARD)
+def test_paths_of_any_characters(path: str) -> None:
+    assert compose_config([set_to("data_dir", path)]).data_dir == path
+
+
+@pytest.mark.parametrize("path", AWKWARD[:6])
+def test_most_paths_need_no_quotes(path: str) -> None:
+    assert compose_config([f"data_dir={path}"]).data_dir == path
+    once = quote_values([f"data_dir={path}"])
+    assert quote_values(once) == once
+
+
+def test_what_needs_no_quotes_gets_none() -> None:
+    line = "trainer.max_steps=3 data_dir=/a/b_c-d.e ++trainer.strategy=ddp model.encoder.blocks=[] ~seed --cfg job -m"
+    assert quote_values(line.split()) == line.split()
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    last = tmp_path / "в'est=1" / "checkpoints" / "last.ckpt"
+    resume, run_dir = resume_overrides(last, ["data.batch_size=2"])
+    assert compose_config([resume]).resume == str(last)
+    assert run_dir == set_to("hydra.run.dir", last.parents[1])
+    compose_config([resume, run_dir])
+    assert resume_overrides(last, ["hydra.run.dir=/x"]) == [resume]
+    moved = tmp_path / "last.ckpt"
+    assert resume_overrides(moved, []) == [set_to("resume", moved)], "its folder is no run"
+
+
+def test_what_cannot_be_resumed_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume=эпоха=4.ckpt"]) == 2
+    assert "resume=эпоха=4.ckpt: no such checkpoint; check the path" in one_error_line(capsys.readouterr().err)
+    course = tmp_path / "checkpoints" / "эпоха=4.ckpt"
+    course.parent.mkdir()
+    torch.save({"state_dict": {}, "epoch": 4}, course)
+    assert main([f"resume={course}"]) == 2
+    assert "start from its weights with model.init_weights=" in one_error_line(capsys.readouterr().err)
+    assert list(tmp_path.rglob("*")) == [course.parent, course]
+
+
 # ------------------------------------------------------------------------------------------------------ mistakes
 
 # The command line, and what its error must say.
@@ -190,8 +245,9 @@ MISTAKES = {
     "experiment=overfit": "+experiment=overfit",
     "model=5": "string",
     # syntax
-    "data.batch_size==": "data.batch_size==",
-    "data.batch_size": "missing EQUAL",
+    "data.batch_size==": "data.batch_size==: must be a whole number",
+    "data.test_manifests={a:x": "data.test_manifests={a:x: no key=value that can be read; ",
+    "data.batch_size": "data.batch_size: no key=value that can be read; ",
     "trainer.max_steps=1,2": "--multirun",
     "name=${nothing}": "'nothing' not found",
     # types

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,10 @@ def compose_config(arguments: Sequence[str], config_name: str = CONFIG_NAME) -> 
     Raises:
         ConfigError: an unknown key (the nearest known one is named), group option, syntax, type or value.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = [argument for argument in quote_values(arguments) if not argument.startswith("-")]
     GlobalHydra.instance().clear()
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = [_parsed(override) for override in overrides]
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             groups = [str(o.input_line) for o in parsed if o.key_or_group in _groups()]
             shipped = compose(config_name, overrides=groups)
@@ -131,6 +132,44 @@ def compose_config(arguments: Sequence[str], config_name: str = CONFIG_NAME) -> 
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     return config
+
+
+def quote_values(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with quotes around the values that Hydra's grammar does not know unquoted.
+
+    Such are paths with Cyrillic letters, and names that Lightning gives: ``model.init_weights=/а/epoch=4.ckpt``.
+    Lists, mappings and interpolations are left alone, for there a slip should be reported.
+    """
+    return [argument if _can_be_parsed(argument) else _with_quotes(argument) for argument in arguments]
+
+
+def set_to(key: str, value: object) -> str:
+    """The override that sets a key to a text, whatever characters it has."""
+    # A backslash is itself, but before a quote it has to be doubled.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
+    return f"{key}='{escaped}'"
+
+
+def _parsed(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(f"{override}: no key=value that can be read; {_one_line(error)}") from error
+
+
+def _can_be_parsed(argument: str) -> bool:
+    try:
+        _parsed(argument)
+    except ConfigError:
+        return False
+    return True
+
+
+def _with_quotes(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-") or value[:1] in ("", "[", "{", "'", '"') or "${" in value:
+        return argument
+    return set_to(key, value)
 
 
 def _groups() -> list[str]:

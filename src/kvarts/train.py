@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from kvarts.callbacks import Curve, LastCheckpoint
 from kvarts.checkpoint import SafeCheckpointIO, load_model, load_weights
-from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config
+from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
 from kvarts.datamodule import SpeechData
 from kvarts.dataset import random_subset
 from kvarts.errors import CheckpointError, ConfigError, KvartsError
@@ -41,13 +42,15 @@ _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 def main(argv: list[str]) -> int:
     """Train as the Hydra overrides in `argv` say; the exit code: 0, or 2 for a mistake of the user."""
     try:
+        argv = quote_values(argv)
         if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in argv):
             config = compose_config(argv)
             if config.resume is not None:
                 checkpoint = find_resume(config.resume, Path("logs") / config.name)
                 if checkpoint is not None:
-                    # The resumed run goes on in its own folder.
-                    argv = [*argv, f"resume='{checkpoint}'", f"hydra.run.dir='{checkpoint.parent.parent}'"]
+                    # Refused, if at all, before its folder is written to.
+                    SafeCheckpointIO().load_checkpoint(checkpoint)
+                    argv = [*argv, *resume_overrides(checkpoint, argv)]
         # Lightning starts the other processes of a DDP run by this command line.
         if Path(sys.argv[0]).name != "main.py":
             sys.argv[0] = __file__
@@ -94,6 +97,14 @@ def find_resume(resume: str, runs: Path) -> Path | None:
         logger.info("resume=auto: no %s under %s, so this run starts at step 0", LAST, runs)
         return None
     return found[-1].absolute()
+
+
+def resume_overrides(checkpoint: Path, argv: Sequence[str]) -> list[str]:
+    """Where to resume from, and that the run goes on in its own folder, unless it was moved or is told otherwise."""
+    overrides = [set_to("resume", checkpoint)]
+    if checkpoint.parent.name == "checkpoints" and not any(a.startswith("hydra.run.dir=") for a in argv):
+        overrides.append(set_to("hydra.run.dir", checkpoint.parent.parent))
+    return overrides
 
 
 def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
