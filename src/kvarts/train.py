@@ -21,6 +21,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kvarts.callbacks import Curve, LastCheckpoint
@@ -216,6 +217,8 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _quieten() -> None:
     threading.excepthook = _thread_failed
+    if rank_zero_only.rank != 0:
+        logger.setLevel(logging.WARNING)  # what one process says of the data need not be said by all
     # A log that cannot be written (disk full) is no reason for a traceback at every line.
     logging.raiseExceptions = False
     for handler in logging.getLogger("pytorch_lightning").handlers:
@@ -228,6 +231,7 @@ def _quieten() -> None:
         "is smaller than the logging",
         "exists and is not empty",
         r"isinstance\(treespec, LeafSpec\)",
+        r"recommended to use .*sync_dist=True",  # the model sums over ranks itself
         "Grad strides do not match bucket view strides",  # of a dimension of size 1
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")
