@@ -217,7 +217,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _quieten() -> None:
     threading.excepthook = _thread_failed
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         logger.setLevel(logging.WARNING)  # what one process says of the data need not be said by all
     # A log that cannot be written (disk full) is no reason for a traceback at every line.
     logging.raiseExceptions = False
