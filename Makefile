@@ -7,7 +7,6 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
-UNFINISHED := $(VENV)/unfinished
 
 .PHONY: help install train test lint clean
 
@@ -35,20 +34,18 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# `unfinished` becomes `installed` at the very end. What a killed installation left is removed and made anew (pip keeps
-# its downloads), because pip takes half-copied packages for whole ones.
+# Always from an empty folder: pip takes what a killed installation left half-copied for whole packages, and a folder made
+# by another Python cannot be mended (pip keeps its downloads, so nothing is fetched twice).
 # The two variables, for pip before and after 25.3, hold also the packages that only building needs to constraints.txt.
 $(INSTALLED): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo 'make: $(PYTHON) is not Python 3.10 or newer; install one, or name it: make PYTHON=python3.12 ...' >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo 'make: $(PYTHON) lacks the module venv; on Debian and Ubuntu, as root: apt install python3-venv' >&2; exit 2; }
-	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
-	@mkdir -p $(VENV) && rm -f $(INSTALLED) && touch $(UNFINISHED)
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	  $(RUN) -m pip install $(PIP_ARGS) --editable '.[dev]'
-	@mv $(UNFINISHED) $(INSTALLED)
+	@touch $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
