@@ -267,6 +267,15 @@ def test_validation_and_test_data_are_checked_before_the_first_step(data_dir: Pa
         run(data__on_bad="skip")
 
 
+def test_test_manifests_are_read_before_the_first_step_whatever_is_checked(
+    data_dir: Path, run: Callable[..., Path]
+) -> None:
+    test = add_part(data_dir / "test_opus" / "farfield", 2)
+    insert(test, "{")
+    with pytest.raises(ManifestError, match=r"farfield/manifest\.jsonl:2: broken JSON"):
+        run(data__check_audio=False)
+
+
 def test_texts_of_validation_may_hold_what_cannot_be_learnt(data_dir: Path, run: Callable[..., Path]) -> None:
     for text in ("В 7 часов, ok?", ""):
         insert(data_dir / "val_opus" / "manifest.jsonl", {"audio_filepath": "0.wav", "text": text, "duration": 0.5})

@@ -274,6 +274,8 @@ MISTAKES = {
     "trainer.log_every_n_steps=0": "from 1 on",
     "trainer.accumulate_grad_batches=0": "from 1 on",
     "trainer.gradient_clip_val=-1": "must be a number above 0, or null",
+    "trainer.precision=13": "trainer.precision=13: must be 32, bf16-mixed or 16-mixed",
+    "trainer.precision=16-true": "must be 32, bf16-mixed or 16-mixed",
     "trainer.max_steps=0": "must be a whole number from 1 on, or -1",
     "trainer.max_steps=-1": "set trainer.max_steps or trainer.max_epochs",
     "trainer.accelerator=cpu trainer.devices=99": "trainer.devices=99: on this CPU",
@@ -322,7 +324,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("line", "words"),
     {
-        "trainer.precision=13": "trainer: Precision 13 is invalid",
         "trainer.devices=0": "trainer: ",
         "trainer.accelerator=abacus": "trainer: You selected an invalid accelerator name",
         "trainer.strategy=abc": "trainer: You selected an invalid strategy name",

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from kvarts.alphabet import decode
 from kvarts.audio import read_audio
+from kvarts.datamodule import SpeechData
 from kvarts.dataset import (
     Batch,
     BucketSampler,
@@ -183,6 +184,35 @@ def test_a_place_in_other_data_is_refused() -> None:
     for other in (BucketSampler([1.0] * 12, batch_size=2), BucketSampler([1.0] * 10, batch_size=5)):
         with pytest.raises(ConfigError, match="had 5 batches an epoch"):
             other.load_state_dict(place)
+
+
+def test_loaders_made_anew_and_resumed_ones_go_on(utterances: list[Utterance]) -> None:
+    manifest = str(utterances[0].manifest)
+
+    def data() -> SpeechData:
+        paths = {"train_manifest": manifest, "val_manifest": manifest, "test_manifests": {}}
+        made = SpeechData(utterances[0].manifest.parent, 4, seed=1, batch_size=2, on_bad="skip", **paths)
+        made.prepare()
+        return made
+
+    def lines(made: SpeechData, batches: int = 2) -> list[list[int]]:
+        """Draws batches, two of which are an epoch, from a new loader and trains on them."""
+        found = []
+        for batch in itertools.islice(made.train_dataloader(), batches):
+            found.append([utterance.line for utterance in batch.utterances])
+            made.batch_done()
+        return found
+
+    whole = data()
+    epochs = [lines(whole) for _ in range(6)]
+    assert all(sorted(itertools.chain(*epoch)) == [2, 5, 6, 7] for epoch in epochs)
+    assert len({str(epoch) for epoch in epochs}) > 1, "the same order in every epoch"
+    stopped = data()
+    found = lines(stopped, 2) + lines(stopped, 1)
+    resumed = data()
+    resumed.load_state_dict(stopped.state_dict())
+    found += lines(resumed, 1) + lines(resumed, 2) + lines(resumed, 2)
+    assert found == list(itertools.chain(*epochs[:4]))
 
 
 # ------------------------------------------------------------------------------------------- order in evaluation

@@ -199,6 +199,19 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_run(path: Path) -> None:
+    """Whether a training run of ours can be resumed from a file.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; also for weights alone, and for the runs of others.
+    """
+    if "rng" not in read_checkpoint(path):
+        raise CheckpointError(
+            f"{path}: holds weights and no training run of ours, so it cannot be resumed; "
+            f"start from its weights with model.init_weights={path}"
+        )
+
+
 def load_weights(model: QuartzNetCTC, path: Path) -> None:
     """Put a checkpoint's weights into a model, strictly: all names and shapes must agree.
 
@@ -313,18 +326,7 @@ class SafeCheckpointIO(CheckpointIO):
         _write(Path(path), _serialise(checkpoint))
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        """What Lightning resumes from.
-
-        Raises:
-            CheckpointError: see `read_checkpoint`; also for weights alone, and for the runs of others.
-        """
-        checkpoint = read_checkpoint(Path(path))
-        if "rng" not in checkpoint:
-            raise CheckpointError(
-                f"{path}: holds weights and no training run of ours, so it cannot be resumed; "
-                f"start from its weights with model.init_weights={path}"
-            )
-        return checkpoint
+        return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

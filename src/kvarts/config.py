@@ -88,6 +88,11 @@ _RULES: dict[str, Rule] = {
     "model.warmup_steps": _whole(0),
     "trainer.max_steps": _LIMIT,
     "trainer.max_epochs": _or_null(_LIMIT),
+    # Lightning has more, but with the whole model in another precision the features would have to be in it too.
+    "trainer.precision": (
+        "32, bf16-mixed or 16-mixed",
+        lambda value: value in (32, "32", "32-true", "bf16", "bf16-mixed", 16, "16", "16-mixed"),
+    ),
     "trainer.gradient_clip_val": _or_null(_number(above=0)),
     "trainer.accumulate_grad_batches": _whole(1),
     "trainer.log_every_n_steps": _whole(1),

@@ -136,8 +136,8 @@ class SpeechData(pl.LightningDataModule):
             train = random_subset(train, 60 * self._train_minutes, self._seed)
         val = read_manifest(self.val_manifest)
         problems = check_targets(train, self._stride)
+        tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
         if self._check_audio:
-            tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
             bad_tests = check_audio(tests)
             if bad_tests:
                 raise TrainingDataError(listing("test utterances that cannot be read", [str(p) for p in bad_tests]))
@@ -172,6 +172,7 @@ class SpeechData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Example | AudioError]:
         rank, world_size = self._share()
+        place = self._place if self._sampler is None else self.state_dict()  # a loader made anew goes on
         self._sampler = BucketSampler(
             [u.duration_s for u in self.train],
             self._batch_size,
@@ -181,9 +182,9 @@ class SpeechData(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        if self._place is not None:
-            _refuse_other_order(self._place.get("order", {}), self._order())
-            self._sampler.load_state_dict(self._place)
+        if place is not None:
+            _refuse_other_order(place.get("order", {}), self._order())
+            self._sampler.load_state_dict(place)
         return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache_bytes), self._sampler)
 
     def val_dataloader(self) -> DataLoader[Example | AudioError]:

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kvarts.callbacks import Curve, LastCheckpoint
-from kvarts.checkpoint import SafeCheckpointIO, load_model, load_weights
+from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
 from kvarts.datamodule import SpeechData
 from kvarts.dataset import random_subset
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
                 checkpoint = find_resume(config.resume, Path("logs") / config.name)
                 if checkpoint is not None:
                     # Refused, if at all, before its folder is written to.
-                    SafeCheckpointIO().load_checkpoint(checkpoint)
+                    check_run(checkpoint)
                     argv = [*argv, *resume_overrides(checkpoint, argv)]
         # Lightning starts the other processes of a DDP run by this command line.
         if Path(sys.argv[0]).name != "main.py":
@@ -122,7 +122,9 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     model = _instantiate(config.model)
     resume = None if config.resume == "auto" else config.resume  # `main` has looked for one
     if resume is not None:
-        load_weights(model, Path(resume))  # refuses another network's by name, before the data are checked
+        # Before the data are checked: another network's are refused by name.
+        check_run(Path(resume))
+        load_weights(model, Path(resume))
     data = SpeechData(
         config.data_dir,
         model.encoder.stride,
