@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -140,7 +141,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     trainer.fit(model, data, ckpt_path=resume)
     if trainer.interrupted or not trainer.is_global_zero:
         return []
-    evaluations = _evaluate(config, run_dir, data) if config.evaluate.enabled else []
+    evaluations = _evaluate(config, run_dir, data, trainer.strategy.root_device) if config.evaluate.enabled else []
     print(f"checkpoint: {run_dir / 'checkpoints' / _final_checkpoint(config, run_dir)}")
     print(f"curve:      {curve.path}")
     return evaluations
@@ -192,11 +193,11 @@ def _final_checkpoint(config: DictConfig, run_dir: Path) -> str:
     return BEST if config.evaluate.checkpoint == "best" and best_exists else LAST
 
 
-def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData) -> list[Evaluation]:
+def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData, device: torch.device) -> list[Evaluation]:
     from rich.console import Console
 
     chosen = run_dir / "checkpoints" / _final_checkpoint(config, run_dir)
-    model = load_model(chosen, "cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu")
+    model = load_model(chosen, device)
     sample = random_subset(data.train, 60 * config.evaluate.train_minutes, config.seed)
     evaluations = [evaluate_manifest(model, sample, name="train sample")[0]]
     evaluations += evaluate_manifests(model, data.test_manifests, output=run_dir / "evaluation")
