@@ -784,3 +784,4 @@ def test_a_process_killed_while_it_writes_leaves_the_earlier_checkpoint(
     assert same_weights(load_model(path).state_dict(), weights_of(TINY_TABLE))
     save(tiny_model(seed=1), path)
     assert same_weights(load_model(path).state_dict(), weights_of(TINY_TABLE, seed=1))
+    assert [entry.name for entry in tmp_path.iterdir()] == [name], "the next writer clears up"
