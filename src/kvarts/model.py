@@ -6,13 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 import kvarts
@@ -25,6 +24,9 @@ from kvarts.error_counts import ErrorCounts, word_errors
 from kvarts.errors import CheckpointError, ConfigError, NonFiniteLossError
 from kvarts.features import FEATURE_SETTINGS, N_MELS
 from kvarts.wer import WER
+
+if TYPE_CHECKING:  # Lightning 2.0 has no such type
+    from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 # The logger's name is the original's: its users search their logs for it.
 logger = logging.getLogger("lightning")

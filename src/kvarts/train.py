@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ from kvarts.files import atomic_text_writer
 
 logger = logging.getLogger("lightning")
 
+# A file of that name from an earlier run in the same folder is replaced; Lightning 2.0 does not know the argument.
+_OVERWRITE: dict[str, Any] = (
+    {"enable_version_counter": False} if "enable_version_counter" in signature(ModelCheckpoint).parameters else {}
+)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST, BEST = "last.ckpt", "best.ckpt"
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--multirun", "-m")
@@ -119,7 +124,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
         KvartsError: whatever the user can mend, named; see `kvarts.errors`.
     """
     _quieten()
-    pl.seed_everything(config.seed, verbose=False)
+    pl.seed_everything(config.seed)
     model = _instantiate(config.model)
     resume = None if config.resume == "auto" else config.resume  # `main` has looked for one
     if resume is not None:
@@ -168,7 +173,7 @@ def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
             mode="min",
             save_top_k=1,
             save_on_train_epoch_end=False,
-            enable_version_counter=False,
+            **_OVERWRITE,
         ),
         LastCheckpoint(run_dir / "checkpoints" / LAST, config.checkpoint.every_n_steps),
     ]
