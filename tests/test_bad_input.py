@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,7 +146,7 @@ def a_folder(folder: Path) -> dict[str, Any]:
 
 
 def one_sample(folder: Path) -> dict[str, Any]:
-    return record(folder / "bad.wav", samples=1)
+    return record(folder / "bad.wav", samples=1) | {"text": "а"}  # one letter would fit its one frame
 
 
 def of_text(text: str) -> Callable[[Path], dict[str, Any]]:
@@ -165,7 +166,7 @@ UNUSABLE = {
     "truncated opus": (truncated_opus, "bad.opus is cut short", "copy or download it again"),
     "not audio": (no_audio, "bad.wav", "correct audio_filepath or take the line out"),
     "a folder": (a_folder, "bad.wav is a folder", "name an audio file"),
-    "one sample": (one_sample, "give 1 encoded frames, the text needs 2", "check that text and audio belong together"),
+    "one sample": (one_sample, "0.0625 ms of sound, less than one analysis window", "take the line out"),
     "too much text": (of_text("слово " * 5), "0.5 s give 13 encoded frames", "check that text and audio belong"),
     "repeated letters": (of_text("нн" * 6), "the text needs 23", "check that text and audio belong together"),
     "latin": (of_text("дa"), "outside the alphabet: a (LATIN SMALL LETTER A)", "spell it in Russian letters"),
@@ -358,6 +359,16 @@ def test_the_program_prints_the_list_and_ends_with_2(data_dir: Path, tmp_path: P
 
 def messages(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
     return [message for message in caplog.messages if message.startswith(start)]
+
+
+def test_a_folder_without_a_part_is_told_what_to_add(data_dir: Path, run: Callable[..., Path]) -> None:
+    shutil.rmtree(data_dir / "val_opus")
+    shutil.rmtree(data_dir / "test_opus" / "farfield", ignore_errors=True)
+    with pytest.raises(ConfigError, match=r"nothing to validate on.*data\.val_manifest="):
+        run()
+    shutil.rmtree(data_dir / "train_opus")
+    with pytest.raises(ConfigError, match=r"train_opus/manifest\.jsonl: no such manifest; .*download_data\.sh"):
+        run()
 
 
 def test_the_log_says_which_data_and_which_validation(

@@ -28,12 +28,12 @@ def record(path: Path, duration_s: float, rate: int = 16_000) -> None:
 def test_good_audio_is_no_problem(tmp_path: Path) -> None:
     record(tmp_path / "a.wav", 1.0)
     record(tmp_path / "b.opus", 2.0, 48_000)
-    record(tmp_path / "one.wav", 1 / 16_000)
+    record(tmp_path / "window.wav", 400 / 16_000)
     rows = utterances(
         tmp_path,
         {},
         {"audio_filepath": "b.opus", "duration": 2.0},
-        {"audio_filepath": "one.wav", "duration": 1 / 16_000},
+        {"audio_filepath": "window.wav", "duration": 400 / 16_000},
     )
     assert check_audio(rows) == []
 

@@ -112,7 +112,8 @@ def test_the_command_line_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,
-            "kvarts: error: this command needs the package 'torch'; pip install 'kvarts[train]'\n",
+            "kvarts: error: this command needs the package 'torch'; pip install 'kvarts[train]' "
+            "(in a clone: pip install -e '.[train]')\n",
         ),
     ],
 )

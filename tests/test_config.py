@@ -223,6 +223,7 @@ def test_what_cannot_be_resumed_is_refused_before_anything_is_written(
 MISTAKES = {
     # unknown settings, plainly and with every prefix of Hydra's
     "trainer.max_step=3": "unknown setting 'trainer.max_step' in 'trainer.max_step=3'; did you mean trainer.max_steps?",
+    "trainer.limit_train_batches=2": "an argument of Lightning's Trainer; write ++trainer.limit_train_batches=2",
     "max_steps=3": "did you mean trainer.max_steps?",
     "data.batchsize=4": "did you mean data.batch_size?",
     "++data.batchsize=4": "unknown setting data.batchsize; did you mean data.batch_size?",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvarts.alphabet import encode, foreign_characters, min_ctc_frames
 from kvarts.audio import audio_duration_s
 from kvarts.errors import AudioError
-from kvarts.frames import encoded_frames_of_duration
+from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames_of_duration
 from kvarts.manifest import Utterance
 from kvarts.progress import progress_bar, run_ahead
 from kvarts.text import normalise
@@ -67,11 +67,20 @@ def _audio_problem(utterance: Utterance) -> Problem | None:
         actual_s = audio_duration_s(utterance.audio_path)
     except AudioError as error:
         return Problem(utterance, str(error), "correct audio_filepath or take the line out")
+    if round(actual_s * SAMPLE_RATE) < WIN_LENGTH:
+        what = f"{utterance.audio_path} has {too_short(actual_s)}"
+        return Problem(utterance, what, "correct audio_filepath or take the line out")
     difference_s = abs(actual_s - utterance.duration_s)
     if difference_s > max(DURATION_TOLERANCE_S, DURATION_TOLERANCE_RATIO * actual_s):
         what = f"duration is {utterance.duration_s:g} s but {utterance.audio_path} has {actual_s:.3f} s"
         return Problem(utterance, what, "correct the duration or the file")
     return None
+
+
+def too_short(duration_s: float) -> str:
+    """What is wrong with less sound than one analysis window, in words."""
+    window_ms = 1000 * WIN_LENGTH // SAMPLE_RATE
+    return f"{1000 * duration_s:.3g} ms of sound, less than one analysis window of {window_ms} ms"
 
 
 def _target_problem(utterance: Utterance, stride: int) -> Problem | None:

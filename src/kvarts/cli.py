@@ -44,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "kvarts":
             raise
-        extra = "download,rooms" if arguments[:1] == ["data"] else "train"
+        extra = {"download": "download", "sample": "rooms"}.get(arguments[1] if len(arguments) > 1 else "", "train")
         print(
-            f"kvarts: error: this command needs the package {error.name!r}; pip install 'kvarts[{extra}]'",
+            f"kvarts: error: this command needs the package {error.name!r}; pip install 'kvarts[{extra}]' "
+            f"(in a clone: pip install -e '.[{extra}]')",
             file=sys.stderr,
         )
         return _USER_MISTAKE

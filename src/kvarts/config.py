@@ -197,9 +197,17 @@ def _refuse_unknown_overrides(parsed: Iterable[Override], shipped: DictConfig) -
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in names:
             continue
+        section, _, argument = key.partition(".")
+        if section == "trainer" and argument in _trainer_arguments():
+            line = override.input_line
+            raise ConfigError(f"{line}: an argument of Lightning's Trainer; write ++{line}")
         nearest = _nearest(key, names)
         hint = f"did you mean {nearest}?" if nearest else "see kvarts/conf for all keys"
         raise ConfigError(f"unknown setting {key!r} in {override.input_line!r}; {hint}")
+
+
+def _trainer_arguments() -> Iterable[str]:
+    return inspect.signature(hydra.utils.get_object("pytorch_lightning.Trainer")).parameters.keys()
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
@@ -233,7 +241,7 @@ def _check_sections(config: DictConfig, shipped: DictConfig) -> None:
         for key in config[section]:
             if key not in shipped[section]:
                 _raise_unknown(str(key), f"{section}.", shipped[section])
-    accepted = inspect.signature(hydra.utils.get_object("pytorch_lightning.Trainer")).parameters
+    accepted = _trainer_arguments()
     for key in config.trainer:
         if key in _TAKEN:
             raise ConfigError(f"trainer.{key}: Kvarts sets this itself; leave it out")

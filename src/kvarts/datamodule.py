@@ -92,12 +92,22 @@ class SpeechData(pl.LightningDataModule):
         else:
             logger.info("data: %s", root)
         self.train_manifest = Path(train_manifest or root / "train_opus" / "manifest.jsonl")
+        if train_manifest is None and not self.train_manifest.is_file():
+            raise ConfigError(
+                f"{self.train_manifest}: no such manifest; fetch the course's data with ./download_data.sh, "
+                "name another folder with data_dir=, or the manifest with data.train_manifest="
+            )
         farfield = root / "test_opus" / "farfield" / "manifest.jsonl"
         held_out = root / "val_opus" / "manifest.jsonl"
         if val_manifest:
             self.val_manifest, why = Path(val_manifest), "data.val_manifest"
         elif held_out.is_file():
             self.val_manifest, why = held_out, "the data folder has a validation set"
+        elif not farfield.is_file():
+            raise ConfigError(
+                f"{root}: nothing to validate on, neither val_opus/manifest.jsonl nor "
+                "test_opus/farfield/manifest.jsonl; add one, or name a manifest with data.val_manifest="
+            )
         else:
             self.val_manifest, why = farfield, "no val_opus there: the far-field test set, as in the course"
         logger.info("validation: %s (%s)", self.val_manifest, why)

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from kvarts.audio import read_audio
+from kvarts.checks import too_short
 from kvarts.decoding import greedy
-from kvarts.errors import ConfigError
+from kvarts.errors import AudioError, ConfigError
 from kvarts.features import N_MELS, log_mel
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE, WIN_LENGTH
 
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
 def file_features(path: Path) -> NDArray[np.float32]:
     """Log-mel features (frames, 64) of an audio file.
 
-    Less sound than one analysis window (25 ms) can hold no letter: it gives 0 frames, and `texts` makes of
-    them an empty text, instead of whatever the network says to a click.
-
     Raises:
-        AudioError: the file is missing, empty, truncated or no audio.
+        AudioError: the file is missing, empty, truncated, no audio, or shorter than one analysis window (25 ms),
+            which can hold no letter: the network would say whatever it says to a click.
     """
     waveform = read_audio(path)
     if len(waveform) < WIN_LENGTH:
-        return np.empty((0, N_MELS), np.float32)
+        raise AudioError(f"{path}: {too_short(len(waveform) / SAMPLE_RATE)}; record more of it")
     return log_mel(waveform)
 
 
@@ -45,20 +44,18 @@ def texts(model: QuartzNetCTC, features: Sequence[NDArray[np.float32]]) -> list[
     Raises:
         ConfigError: the batch does not fit into the GPU's memory.
     """
+    if not features:
+        return []
     lengths = [len(matrix) for matrix in features]
-    heard = [index for index, length in enumerate(lengths) if length]
-    recognised = [""] * len(features)
-    if not heard:
-        return recognised
-    padded = np.zeros((len(heard), max(lengths), N_MELS), np.float32)
-    for row, index in enumerate(heard):
-        padded[row, : lengths[index]] = features[index]
+    padded = np.zeros((len(features), max(lengths), N_MELS), np.float32)
+    for row, matrix in zip(padded, features, strict=True):
+        row[: len(matrix)] = matrix
     device = next(model.parameters()).device
     try:
         with _evaluating(model), torch.inference_mode():
             log_probs, num_frames = model.log_probs(
                 torch.from_numpy(padded).to(device),
-                torch.tensor([lengths[index] for index in heard], device=device),
+                torch.tensor(lengths, device=device),
             )
     except torch.cuda.OutOfMemoryError:
         batch_s = padded.shape[0] * padded.shape[1] * HOP_LENGTH / SAMPLE_RATE
@@ -66,10 +63,8 @@ def texts(model: QuartzNetCTC, features: Sequence[NDArray[np.float32]]) -> list[
             f"{batch_s:.0f} s of sound in one batch do not fit into the memory of {device}; "
             "lower --batch-duration-s or use --device cpu"
         ) from None
-    for index, text in zip(heard, greedy(log_probs.float().cpu().numpy(), num_frames.cpu().numpy()), strict=True):
-        # The network puts spaces before the first word and behind the last one; no reader wants them.
-        recognised[index] = text.strip()
-    return recognised
+    # The network puts spaces before the first word and behind the last one; no reader wants them.
+    return [text.strip() for text in greedy(log_probs.float().cpu().numpy(), num_frames.cpu().numpy())]
 
 
 def find_device(name: str) -> str:

@@ -27,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kvarts.callbacks import Curve, LastCheckpoint
-from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights
+from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights, read_checkpoint
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
 from kvarts.datamodule import SpeechData
 from kvarts.dataset import random_subset
@@ -147,7 +147,10 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     if trainer.interrupted or not trainer.is_global_zero:
         return []
     evaluations = _evaluate(config, run_dir, data, trainer.strategy.root_device) if config.evaluate.enabled else []
-    print(f"checkpoint: {run_dir / 'checkpoints' / _final_checkpoint(config, run_dir)}")
+    chosen = run_dir / "checkpoints" / _final_checkpoint(config, run_dir)
+    step = read_checkpoint(chosen)["global_step"]
+    why = "lowest val_wer" if chosen.name == BEST else "the last"
+    print(f"checkpoint: {chosen} (step {step} of {trainer.global_step}, {why})")
     print(f"curve:      {curve.path}")
     return evaluations
 
@@ -190,7 +193,8 @@ def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
             **settings,
         )
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        what = " ".join(str(error).split())
+        raise ConfigError(f"trainer: {what}; correct trainer.* (without a GPU: trainer.accelerator=cpu)") from error
 
 
 def _final_checkpoint(config: DictConfig, run_dir: Path) -> str:

@@ -37,20 +37,11 @@ class WER(Metric):
         Raises:
             ValueError: the two differ in length.
         """
-        total = _total(references, hypotheses)
+        pairs = zip(references, hypotheses, strict=True)
+        total = sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), ErrorCounts())
         self.errors += total.errors
         self.reference_words += total.reference_length
-
-    @staticmethod
-    def of(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-        """WER of these texts alone; no metric's sums are read or changed."""
-        return _total(references, hypotheses).rate
 
     def compute(self) -> Tensor:
         """WER as a float32 scalar, 0 being perfect; see `ErrorCounts.rate` for a reference without words."""
         return self.errors.float() / self.reference_words.clamp(min=1).float()
-
-
-def _total(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    pairs = zip(references, hypotheses, strict=True)
-    return sum((word_errors(reference, hypothesis) for reference, hypothesis in pairs), ErrorCounts())
