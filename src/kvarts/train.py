@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -42,6 +43,7 @@ _OVERWRITE: dict[str, Any] = (
     {"enable_version_counter": False} if "enable_version_counter" in signature(ModelCheckpoint).parameters else {}
 )
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, *_DISK_FULL)
 LAST, BEST = "last.ckpt", "best.ckpt"
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--multirun", "-m")
 
@@ -62,9 +64,17 @@ def main(argv: list[str]) -> int:
         if Path(sys.argv[0]).name != "main.py":
             sys.argv[0] = __file__
         sys.argv[1:] = argv
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself, and ends with 1
         _hydra_main()
     except KvartsError as error:
         print(f"kvarts: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # The run's folder cannot be made, or not be written to.
+        if error.errno not in _NO_FOLDER:
+            raise
+        what = f"{error.filename}: {error.strerror}"
+        print(f"kvarts: error: {what}; train elsewhere, or name another folder with hydra.run.dir=", file=sys.stderr)
         return 2
     return 0
 
