@@ -66,10 +66,24 @@ def hann_window() -> NDArray[np.float64]:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WIN_LENGTH) / WIN_LENGTH)
 
 
+def mel_of_hz(frequency_hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """HTK's mel scale."""
+    return 2595 * np.log10(1 + frequency_hz / 700)
+
+
+def mel_peaks_hz() -> NDArray[np.float64]:
+    """Frequency of each mel band's peak: (64,)."""
+    return _mel_corners_hz()[1:-1]
+
+
+def _mel_corners_hz() -> NDArray[np.float64]:
+    lowest, highest = mel_of_hz(np.array([F_MIN, F_MAX]))
+    return np.asarray(700 * (10 ** (np.linspace(lowest, highest, N_MELS + 2) / 2595) - 1))
+
+
 def mel_filters() -> NDArray[np.float64]:
     """Weights of the mel triangles, shape (201, 64): FFT bins by bands."""
-    lowest, highest = (2595 * math.log10(1 + hz / 700) for hz in (F_MIN, F_MAX))
-    corners_hz = 700 * (10 ** (np.linspace(lowest, highest, N_MELS + 2) / 2595) - 1)
+    corners_hz = _mel_corners_hz()
     lower, peak, upper = corners_hz[:-2], corners_hz[1:-1], corners_hz[2:]
     bins_hz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
     rising = (bins_hz - lower) / (peak - lower)

@@ -234,8 +234,11 @@ def choose_train(durations_s: dict[str, float], seed: int) -> list[str]:
     return sorted(chosen)
 
 
-def choose(durations_s: dict[str, float], seed: int) -> dict[str, list[str]]:
-    """Names for `train`, `validation`, `crowd` and `farfield`, disjoint and true to `split_of`.
+def choose(durations_s: dict[str, float], seed: int, whole: bool = False) -> dict[str, list[str]]:
+    """Names for `train`, `validation`, `crowd` and `farfield`, true to `split_of`.
+
+    Of the `whole` package every sentence is used, each test sentence in both test sets; else ten minutes train, and
+    no sentence is in two sets.
 
     Raises:
         ConfigError: one of them would be empty.
@@ -243,15 +246,15 @@ def choose(durations_s: dict[str, float], seed: int) -> dict[str, list[str]]:
     pools: dict[str, dict[str, float]] = {"train": {}, "validation": {}, "test": {}}
     for name, duration_s in durations_s.items():
         split = split_of(int(name.removeprefix("ru_")))
-        if split == "test" or MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
+        if whole or split == "test" or MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
             pools[split][name] = duration_s
     test = _shuffled(pools["test"], seed, "test")
     half = (len(test) + 1) // 2
     chosen = {
-        "train": choose_train(pools["train"], seed),
+        "train": sorted(pools["train"]) if whole else choose_train(pools["train"], seed),
         "validation": sorted(pools["validation"]),
-        "crowd": sorted(test[:half]),
-        "farfield": sorted(test[half:]),
+        "crowd": sorted(test if whole else test[:half]),
+        "farfield": sorted(test if whole else test[half:]),
     }
     for use, names in chosen.items():
         if not names:
@@ -534,8 +537,10 @@ _PLACES = {
 }
 
 
-def build_sample(recordings: list[Recording], folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Writes all four sets under `folder` and returns their manifest rows by set.
+def build_sample(
+    recordings: list[Recording], folder: Path, seed: int, whole: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Writes all four sets (see `choose`) under `folder` and returns their manifest rows by set.
 
     A recording whose normalised text has characters outside the alphabet is left out with a warning.
 
@@ -550,7 +555,7 @@ def build_sample(recordings: list[Recording], folder: Path, seed: int) -> dict[s
     pra.constants.set("num_threads", 1)
     texts = dict(_usable_texts(recordings))
     waveforms = {recording.name: decode_wav(recording) for recording in recordings if recording.name in texts}
-    chosen = choose({name: len(waveform) / SAMPLE_RATE for name, waveform in waveforms.items()}, seed)
+    chosen = choose({name: len(waveform) / SAMPLE_RATE for name, waveform in waveforms.items()}, seed, whole)
     speech_power = long_term_spectrum(waveforms[name] for name in chosen["train"])
     rows: dict[str, list[dict[str, Any]]] = {}
     total = NUM_ROOMS + sum(map(len, chosen.values()))
@@ -617,6 +622,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("sample"), help="folder to write (default: sample)"
     )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="every sentence, not ten minutes: up to 650 train, to 700 validate, the rest test close and in rooms",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other choices (default: 0)")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the sets that are in the folder already"
@@ -636,7 +646,7 @@ def run(args: argparse.Namespace) -> int:
         _report_version(package)
     building = output.resolve().parent / f".{output.resolve().name}.{os.getpid()}.tmp"
     try:
-        rows = build_sample(recordings, building, args.seed)
+        rows = build_sample(recordings, building, args.seed, args.whole)
         output.mkdir(parents=True, exist_ok=True)
         for name in _TOP_FOLDERS:
             if (output / name).exists():
