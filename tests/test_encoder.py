@@ -12,7 +12,9 @@ from course_network import CourseNetwork, trained_looking
 from kvarts.audio import read_audio
 from kvarts.checkpoint import COURSE_BLOCKS
 from kvarts.decoder import ConvDecoder
-from kvarts.encoder import BlockConfig, DepthwiseConv, MaskedBatchNorm, PointwiseConv, QuartzNet
+from kvarts.depthwise import DepthwiseConv
+from kvarts.encoder import BatchNorm, BlockConfig, PointwiseConv, QuartzNet
+from kvarts.packing import Packing
 from kvarts.errors import ConfigError
 from kvarts.features import log_mel
 from kvarts.frames import encoded_frames
@@ -138,7 +140,10 @@ def test_depthwise_convolution_and_its_gradients(channels, kernel, stride, dilat
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(2, frames, channels, dtype=torch.float64, generator=draw, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    expected, actual = plain(x.transpose(1, 2)).transpose(1, 2), ours(y)
+    expected = plain(x.transpose(1, 2)).transpose(1, 2)
+    packing = Packing(torch.tensor([frames] * 2), frames)
+    packed, packing = ours(packing.pack(y), packing)
+    actual = packing.pad(packed)
     torch.testing.assert_close(actual, expected)
     weights = torch.randn(expected.shape, dtype=torch.float64, generator=draw)
     (expected * weights).sum().backward(), (actual * weights).sum().backward()
@@ -147,21 +152,24 @@ def test_depthwise_convolution_and_its_gradients(channels, kernel, stride, dilat
     torch.testing.assert_close(ours.bias.grad, plain.bias.grad)
 
 
-def test_masked_batchnorm_sees_the_valid_frames_alone():
-    """Against `nn.BatchNorm1d` on the valid frames, packed; gradients too."""
+@pytest.mark.parametrize("frames", [1, 2, 300])
+def test_batchnorm_is_the_librarys(frames):
+    """Against `nn.BatchNorm1d`, gradients and running statistics too; of one frame, which that refuses, by formula."""
     draw = torch.Generator().manual_seed(0)
-    x = (5 + 3 * torch.randn(3, 20, 16, generator=draw)).requires_grad_()
-    lengths = torch.tensor([20, 7, 1])
-    mask = (torch.arange(20) < lengths[:, None]).float()
-    ours, plain = MaskedBatchNorm(16), nn.BatchNorm1d(16)
-    weights = torch.randn(int(mask.sum()), 16, generator=draw)
-    y = ours(x, mask)
-    assert (y[mask == 0] == 0).all()
-    (y[mask == 1] * weights).sum().backward()
+    x = (5 + 3 * torch.randn(frames, 16, generator=draw)).requires_grad_()
+    ours, plain = BatchNorm(16), nn.BatchNorm1d(16)
+    weights = torch.randn(frames, 16, generator=draw)
+    y = ours(x)
+    (y * weights).sum().backward()
     gradient, x.grad = x.grad, None
-    expected = plain(x[mask == 1])
+    if frames == 1:
+        assert not gradient.any() and (y == ours.bias).all()
+        torch.testing.assert_close(ours.running_mean, 0.1 * x[0].detach())
+        torch.testing.assert_close(ours.running_var, torch.full((16,), 0.9))
+        return
+    expected = plain(x)
     (expected * weights).sum().backward()
-    torch.testing.assert_close(y[mask == 1], expected)
+    torch.testing.assert_close(y, expected)
     torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.running_mean, plain.running_mean)

@@ -1,12 +1,9 @@
 """QuartzNet encoder (arXiv 1910.10261): log-mel frames in, one 1024-vector every 40 ms out.
 
-Inside, tensors are (batch, time, channels): a pointwise convolution is then one matrix product over all frames, and a
-depthwise convolution is a channels-last 2-D convolution, which runs many times faster on a CPU than `conv1d` does. The
-parameters keep the names and shapes of `torch.nn.Conv1d`, so checkpoints of the original load unchanged.
-
-One rule makes an utterance independent of its batchmates: padding is zero wherever a depthwise convolution reads. The
-input is masked once, and every `MaskedBatchNorm` takes its statistics from the valid frames alone and leaves zeros in
-the padding; ReLU, dropout and sums keep zeros zero.
+Inside, the valid frames of all utterances are the rows of one matrix (frames, channels), see `kvarts.packing`. A
+pointwise convolution is then one matrix product, BatchNorm takes its statistics from all rows, and padding, which only
+the depthwise convolutions need, is what they lay around each utterance: so it is independent of its batchmates. The
+parameters keep the names and shapes of `torch.nn.Conv1d`, and checkpoints of the original load unchanged.
 """
 
 from __future__ import annotations
@@ -20,8 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own customary name
 from torch import Tensor, nn
 
+from kvarts.depthwise import DepthwiseConv
 from kvarts.errors import ConfigError
-from kvarts.frames import encoded_frames
+from kvarts.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -50,83 +48,8 @@ class BlockConfig:
                 raise ConfigError(f"a block has {name}: {getattr(self, name)}; it must be true or false")
 
 
-class DepthwiseConv(nn.Conv1d):
-    """A convolution over time of each channel with its own kernel; (batch, time, channels) in and out.
-
-    Weight (channels, 1, kernel) and bias (channels,), as in `Conv1d(groups=channels)`.
-    """
-
-    def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
-        padding = dilation * (kernel - 1) // 2
-        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stride, dilation = self.stride[0], self.dilation[0]
-        if stride > 1 or dilation == 1:
-            return _depthwise(x, self.weight, self.bias, stride, dilation, int(self.padding[0]))
-        # Frames t, t + dilation, … meet only each other, so `dilation` neighbouring frames side by side are the
-        # channels of an undilated convolution: a view, and 1.9 times faster than the dilated kernel.
-        batch, time, channels = x.shape
-        padded_time = -(-time // dilation) * dilation
-        x = F.pad(x, (0, 0, 0, padded_time - time))
-        x = x.reshape(batch, padded_time // dilation, dilation * channels)
-        bias = None if self.bias is None else self.bias.repeat(dilation)
-        y = _depthwise(x, self.weight.repeat(dilation, 1, 1), bias, 1, 1, (self.kernel_size[0] - 1) // 2)
-        return y.reshape(batch, padded_time, channels)[:, :time]
-
-
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, padding: int) -> Tensor:
-    if stride == 1 and dilation == 1 and x.device.type == "cpu":
-        y: Tensor = _CpuDepthwise.apply(x, weight.to(x.dtype), bias, padding)  # type: ignore[no-untyped-call]
-        return y
-    return _convolve(x, weight, bias, stride, padding, dilation)
-
-
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, dilation: int = 1
-) -> Tensor:
-    image = x.transpose(1, 2).unsqueeze(2)  # (batch, channels, 1, time), in channels-last memory
-    y = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation), groups=x.shape[2])
-    return y.squeeze(2).transpose(1, 2)
-
-
-class _CpuDepthwise(torch.autograd.Function):
-    """A depthwise convolution of odd kernel and equal length, whose both gradients are depthwise convolutions too.
-
-    By input, it is the convolution with the flipped kernel. By weight, it is the correlation of the input with the
-    gradient of the output, channel by channel and utterance by utterance: so each pair of both is a channel of its own,
-    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took 0.33 to 0.52 of the
-    time of the library's own gradient by weight (`python benchmarks/depthwise.py`, ratios 1.9 to 3.0).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _convolve(x, weight, None if bias is None else bias.to(x.dtype), padding=padding)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        padding = ctx.padding
-        grad_x = grad_weight = grad_bias = None
-        exact = torch.promote_types(x.dtype, torch.float32)  # sums of bfloat16 numbers are float32
-        if ctx.needs_input_grad[0]:
-            grad_x = _convolve(grad_y, weight.flip(2), padding=padding)
-        if ctx.needs_input_grad[1]:
-            batch, time, channels = x.shape
-            series = F.pad(x.transpose(0, 1), (0, 0, 0, 0, padding, padding))  # (padded time, batch, channels)
-            kernels = grad_y.transpose(1, 2).reshape(batch * channels, 1, time)
-            products = _convolve(series.reshape(1, time + 2 * padding, batch * channels), kernels)
-            grad_weight = products.reshape(-1, batch, channels).sum(1, dtype=exact)  # (kernel, channels)
-            grad_weight = grad_weight.t().unsqueeze(1).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_y.sum((0, 1), dtype=exact)
-        return grad_x, grad_weight, grad_bias, None
-
-
 class PointwiseConv(nn.Conv1d):
-    """A 1×1 convolution, that is one matrix product for all frames; (batch, time, channels) in and out.
+    """A 1×1 convolution, that is one matrix product for all frames; (…, channels) in and out.
 
     Weight (out_channels, in_channels, 1) and bias (out_channels,), as in `Conv1d`.
     """
@@ -138,82 +61,11 @@ class PointwiseConv(nn.Conv1d):
         return F.linear(x, self.weight.squeeze(2), self.bias)
 
 
-class _MaskedNormalisation(torch.autograd.Function):
-    """Batch normalisation in training over the valid frames of all ranks; analytic gradient in the backward pass."""
+class BatchNorm(nn.Module):
+    """Batch normalisation (arXiv 1502.03167) of packed frames (frames, channels).
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        frames = x.reshape(-1, x.shape[2]).to(weight.dtype)  # (batch * time, channels), float32 also of a bfloat16 x
-        valid = valid.to(weight.dtype)
-        count = valid.sum()
-        # A product with the 0/1 vector of valid frames sums over them in one pass over memory.
-        mean = (valid @ frames) / count
-        centred = frames - mean
-        y = centred.square()  # also the memory of the result: fresh memory costs more here than the arithmetic
-        squares = valid @ y
-        if is_distributed():
-            count, mean, squares, centred = _pool_statistics(frames, count, mean, squares)
-        variance = squares / count
-        scale = torch.rsqrt(variance + eps)
-        normalised = centred.mul_(scale)
-        torch.addcmul(bias, normalised, weight, out=y).mul_(valid.unsqueeze(1))
-        ctx.save_for_backward(normalised, weight, scale, valid, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y.to(x.dtype).view_as(x), mean, variance, count
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_y: Tensor, *_: Any
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        normalised, weight, scale, valid, count = ctx.saved_tensors
-        grad = grad_y.reshape(normalised.shape).to(weight.dtype) * valid.unsqueeze(1)
-        grad_bias = grad.sum(0)
-        grad_weight = (grad * normalised).sum(0)
-        sums = torch.stack((grad_bias, grad_weight))
-        if is_distributed():
-            sums = sums.clone()
-            dist.all_reduce(sums)
-        mean_grad, mean_grad_normalised = sums / count
-        grad.sub_(mean_grad).addcmul_(normalised, mean_grad_normalised, value=-1.0).mul_(weight * scale)
-        grad.mul_(valid.unsqueeze(1))
-        return grad.to(grad_y.dtype).view_as(grad_y), grad_weight, grad_bias, None, None
-
-
-def _normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalised frames, and mean, biased variance and number of the valid ones."""
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _MaskedNormalisation.apply(x, weight, bias, valid, eps)  # type: ignore[no-untyped-call]
-    return outputs
-
-
-def is_distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _pool_statistics(
-    frames: Tensor, count: Tensor, mean: Tensor, squares: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pool every rank's count, mean and centred squares (Chan, Golub and LeVeque 1979) with one collective."""
-    own = torch.cat((count.reshape(1), mean, squares))
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    ranks = torch.stack(gathered)
-    counts, means, sums = ranks[:, :1], ranks[:, 1 : 1 + len(mean)], ranks[:, 1 + len(mean) :]
-    total = counts.sum()
-    pooled_mean = (counts * means).sum(0) / total
-    pooled_squares = (sums + counts * (means - pooled_mean).square()).sum(0)
-    return total, pooled_mean, pooled_squares, frames - pooled_mean
-
-
-class MaskedBatchNorm(nn.Module):
-    """Batch normalisation (arXiv 1502.03167) of (batch, time, channels) whose padding neither counts nor survives.
-
-    Same parameters, buffers and arithmetic as `torch.nn.BatchNorm1d`; with several processes the statistics are those
-    of the joint batch, so that DDP gives the gradients of one process. Statistics are float32 under autocast too.
+    Same parameters, buffers and arithmetic as `torch.nn.BatchNorm1d`, statistics in float32 also of bfloat16 frames;
+    with several processes they are those of the joint batch, so that DDP gives the gradients of one process.
     """
 
     running_mean: Tensor
@@ -230,24 +82,90 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` (batch, time, channels); `mask` (batch, time), 1.0 for valid frames, or None where all are."""
-        if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            y = torch.addcmul(self.bias - self.running_mean * scale, x.to(scale.dtype), scale).to(x.dtype)
-            return y if mask is None else y * mask.unsqueeze(2).to(y.dtype)
-        valid = torch.ones(x.shape[:2], device=x.device) if mask is None else mask
+    def forward(self, x: Tensor) -> Tensor:
+        """(frames, channels) in and out."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        # A single frame has a variance of 0, of which the library's unbiased estimate is 0 / 0.
+        if self.training and (is_distributed() or len(x) == 1):
+            return self._joint(x)
+        return torch.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.training,
+            self.momentum,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
+
+    def _joint(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            y, mean, variance, count = _normalise(x, self.weight, self.bias, valid.flatten(), self.eps)
+            y, mean, variance, count = _JointNormalisation.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(unbiased, self.momentum)
-            self.num_batches_tracked.add_(1)
-        return y
+        return y  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
+
+
+class _JointNormalisation(torch.autograd.Function):
+    """Batch normalisation in training over the frames of all ranks; analytic gradient in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        frames = x.to(weight.dtype)  # float32 also of a bfloat16 x
+        count, mean, squares = _joint_statistics(frames)
+        variance = squares / count
+        scale = torch.rsqrt(variance + eps)
+        normalised = (frames - mean).mul_(scale)
+        ctx.save_for_backward(normalised, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return torch.addcmul(bias, normalised, weight).to(x.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        normalised, weight, scale, count = ctx.saved_tensors
+        grad = grad_y.to(weight.dtype)
+        grad_bias = grad.sum(0)
+        grad_weight = (grad * normalised).sum(0)
+        sums = torch.stack((grad_bias, grad_weight))
+        if is_distributed():
+            dist.all_reduce(sums)
+        mean_grad, mean_grad_normalised = sums / count
+        grad_x = (grad - mean_grad).addcmul_(normalised, mean_grad_normalised, value=-1.0).mul_(weight * scale)
+        return grad_x.to(grad_y.dtype), grad_weight, grad_bias, None
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _joint_statistics(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of frames, their mean and the sum of their squared distances from it, of all ranks together.
+
+    Every rank's are pooled (Chan, Golub and LeVeque 1979) with one collective.
+    """
+    count, mean = frames.new_tensor(float(len(frames))), frames.mean(0)
+    squares = (frames - mean).square_().sum(0)
+    if not is_distributed():
+        return count, mean, squares
+    own = torch.cat((count.reshape(1), mean, squares))
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    ranks = torch.stack(gathered)
+    counts, means, sums = ranks[:, :1], ranks[:, 1 : 1 + len(mean)], ranks[:, 1 + len(mean) :]
+    total = counts.sum()
+    pooled_mean = (counts * means).sum(0) / total
+    return total, pooled_mean, (sums + counts * (means - pooled_mean).square()).sum(0)
 
 
 class QuartzNetBlock(nn.Module):
@@ -268,32 +186,31 @@ class QuartzNetBlock(nn.Module):
         channels = in_channels
         for repeat in range(config.repeat):
             if repeat:
-                layers += [nn.ReLU(), nn.Dropout(dropout)]
+                layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
             if config.separable:
                 stride = config.stride if repeat == 0 else 1
                 layers.append(DepthwiseConv(channels, config.kernel, stride, config.dilation))
-            layers += [PointwiseConv(channels, config.filters), MaskedBatchNorm(config.filters)]
+            layers += [PointwiseConv(channels, config.filters), BatchNorm(config.filters)]
             channels = config.filters
         self.conv = nn.Sequential(*layers)
         self.res = (
-            nn.Sequential(PointwiseConv(in_channels, config.filters), MaskedBatchNorm(config.filters))
+            nn.Sequential(PointwiseConv(in_channels, config.filters), BatchNorm(config.filters))
             if config.residual
             else None
         )
-        self.out = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+        self.out = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(batch, time, in_channels) to (batch, time / stride, filters); `mask` is for the frames that leave."""
-        y = _run(self.conv, x, mask)
+    def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
+        """Packed frames (frames, in_channels) and their packing, to (frames, filters) and theirs."""
+        y = x
+        for layer in self.conv:
+            if isinstance(layer, DepthwiseConv):
+                y, packing = layer(y, packing)
+            else:
+                y = layer(y)
         if self.res is not None:
-            y = y + _run(self.res, x, mask)
-        return self.out(y)  # type: ignore[no-any-return]
-
-
-def _run(layers: nn.Sequential, x: Tensor, mask: Tensor | None) -> Tensor:
-    for layer in layers:
-        x = layer(x, mask) if isinstance(layer, MaskedBatchNorm) else layer(x)
-    return x
+            y = y.add_(self.res(x))  # in place, as ReLU too: BatchNorm's gradient needs its input, not its output
+        return self.out(y), packing
 
 
 class QuartzNet(nn.Module):
@@ -345,18 +262,8 @@ class QuartzNet(nn.Module):
         Returns:
             (batch, frames, out_channels), zero beyond each length, and the encoded lengths (batch,) int.
         """
-        mask = _mask(lengths, features.shape[1])
-        x = features if mask is None else features.masked_fill(mask.unsqueeze(2) == 0, 0.0)
-        for block, config in zip(self.layers, self.block_configs, strict=True):
-            if config.stride > 1:
-                lengths = encoded_frames(lengths, config.stride)
-                mask = _mask(lengths, encoded_frames(x.shape[1], config.stride))
-            x = block(x, mask)
-        return x, lengths
-
-
-def _mask(lengths: Tensor, time: int) -> Tensor | None:
-    """(batch, time) of 1.0 inside and 0.0 beyond each length; None where nothing is padded."""
-    if bool((lengths == time).all()):
-        return None
-    return (torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)).float()
+        packing = Packing(lengths, features.shape[1])
+        x = packing.pack(features)
+        for block in self.layers:
+            x, packing = block(x, packing)
+        return packing.pad(x), packing.lengths
