@@ -1,8 +1,9 @@
 """The depthwise convolution over packed frames, forward and both gradients: nine parts of a hundred of the
 network's arithmetic, and half of a training step where it is left to `conv1d`.
 
-On a CPU all three are channels-last 2-D depthwise convolutions, which oneDNN runs at 100 GFLOP/s and more on two cores
-where `conv1d` reaches 2 to 5. On a GPU with Triton they are kernels of our own, see `kvarts.depthwise_triton`.
+On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 100 to 150 GFLOP/s on two cores, of
+about 190 that a matrix product reaches there; without one they are channels-last 2-D convolutions of PyTorch, whose
+gradient by weight is slower. `conv1d` reaches 2 to 5. `python benchmarks/depthwise.py` measures all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own customary name
 from torch import Tensor, nn
 
+from kvarts import native
 from kvarts.frames import encoded_frames
 from kvarts.packing import Packing, take_rows
 
@@ -30,9 +32,10 @@ class DepthwiseConv(nn.Conv1d):
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
         """Packed frames (frames, channels) and their packing, to those that leave and theirs."""
         stride, dilation = self.stride[0], self.dilation[0]
+        if stride == 1 and native.suits(x) and native.library() is not None:
+            return _apply(_NativeDepthwise, x, self.weight, self.bias, packing, dilation), packing
         if stride == 1 and x.device.type == "cpu":
-            y: Tensor = _CpuDepthwise.apply(x, self.weight.to(x.dtype), self.bias, packing, dilation)  # type: ignore[no-untyped-call]
-            return y, packing
+            return _apply(_CpuDepthwise, x, self.weight.to(x.dtype), self.bias, packing, dilation), packing
         y = convolve(packing.pad(x), self.weight, self.bias, stride, int(self.padding[0]), dilation)
         if stride > 1:
             packing = Packing(encoded_frames(packing.lengths, stride), y.shape[1])
@@ -46,6 +49,37 @@ def convolve(
     image = x.transpose(1, 2).unsqueeze(2)  # (batch, channels, 1, time), in channels-last memory
     y = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation), groups=x.shape[2])
     return y.squeeze(2).transpose(1, 2)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    y: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _NativeDepthwise(torch.autograd.Function):
+    """Stride 1, in C on the packed frames themselves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packing: Packing, dilation: int
+    ) -> Tensor:
+        library = native.library()
+        assert library is not None
+        x = x.contiguous()
+        taps = weight.squeeze(1).t().float().contiguous()  # (kernel, channels)
+        ctx.save_for_backward(x, taps)
+        ctx.packing, ctx.dilation = packing, dilation
+        return library.forward(x, taps, None if bias is None else bias.float(), packing.offsets, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, taps = ctx.saved_tensors
+        library = native.library()
+        assert library is not None
+        grad_x, grad_taps, grad_bias = library.backward(
+            x, grad_y.to(x.dtype).contiguous(), taps, ctx.packing.offsets, ctx.dilation, ctx.needs_input_grad[0]
+        )
+        return grad_x, grad_taps.t().unsqueeze(1), grad_bias, None, None
 
 
 class _CpuDepthwise(torch.autograd.Function):

@@ -76,3 +76,8 @@ def write_error(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: could not be written ({error.strerror or error}){kept}; free space or choose another place"
     )
+
+
+def cache_dir() -> Path:
+    """Where Kvarts keeps what it can make again: $XDG_CACHE_HOME/kvarts, or ~/.cache/kvarts."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvarts"

@@ -10,6 +10,7 @@ Both act on the features, so that cached ones serve every epoch anew (no audio i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,16 +70,18 @@ def _interpolate(rows: Features, position: NDArray[np.float64]) -> Features:
     below = np.minimum(position.astype(np.int64), max(0, len(rows) - 2))
     weight = (position - below).astype(np.float32)[:, None]
     above = np.minimum(below + 1, len(rows) - 1)
-    return rows[below] * (1 - weight) + rows[above] * weight
+    between: Features = rows[below] * (1 - weight) + rows[above] * weight
+    return between
 
 
 @dataclass(frozen=True)
 class Chain:
     """Augmentations one after the other, all from the same random numbers."""
 
-    steps: list[object]
+    steps: Sequence[Callable[[Features, np.random.Generator], Features]]
 
     def __call__(self, features: Features, draw: np.random.Generator) -> Features:
+        """Features (frames, mel bins) through all steps."""
         for step in self.steps:
-            features = step(features, draw)  # type: ignore[operator]
+            features = step(features, draw)
         return features

@@ -1,0 +1,135 @@
+"""The depthwise convolution in C: the numbers of a plain convolution, and what happens where it cannot be had."""
+
+import logging
+import os
+import stat
+
+import pytest
+import torch
+from torch import nn
+
+from kvarts import native
+from kvarts.depthwise import DepthwiseConv
+from kvarts.packing import Packing
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """As on a new machine: nothing compiled, an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    native.library.cache_clear()
+
+
+def plain_gradients(plain, x, lengths, weights):
+    """Utterance by utterance, each alone, in float64."""
+    x = x.double().requires_grad_()
+    y = torch.cat([plain(part.t()[None])[0].t() for part in x.split(lengths)])
+    (y * weights).sum().backward()
+    return y, x.grad, plain.weight.grad, plain.bias.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (33, 1), (39, 1), (51, 1), (63, 1), (75, 1), (87, 2), (5, 3)])
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_compiler), "torch"])
+@pytest.mark.parametrize("lengths", [[1], [130, 1, 2, 37, 75, 24, 25], [61, 61]])
+def test_ragged_batches_give_the_numbers_of_each_utterance_alone(
+    monkeypatch, dtype, kernel, dilation, backend, lengths
+):
+    if backend == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    draw = torch.Generator().manual_seed(kernel)
+    padding = dilation * (kernel - 1) // 2
+    ours = DepthwiseConv(32, kernel, 1, dilation)
+    if dtype == torch.bfloat16:  # as autocast does it, so that the comparison is of the arithmetic alone
+        ours.weight.data = ours.weight.data.bfloat16().float()
+    plain = nn.Conv1d(32, 32, kernel, padding=padding, dilation=dilation, groups=32).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(sum(lengths), 32, generator=draw).to(dtype)
+    weights = torch.randn(sum(lengths), 32, generator=draw).to(dtype)
+    expected = plain_gradients(plain, x, lengths, weights)
+    x = x.requires_grad_()
+    y, _ = ours(x, Packing(torch.tensor(lengths), max(lengths)))
+    assert y.dtype == dtype
+    y.backward(weights)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for actual, exact in zip((y, x.grad, ours.weight.grad, ours.bias.grad), expected, strict=True):
+        assert (actual.double() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@needs_compiler
+def test_bfloat16_is_rounded_to_the_nearest_and_nan_stays_nan():
+    taps, offsets = torch.zeros(3, 16), torch.tensor([0, 4])
+    taps[1] = 1.0
+    x = torch.randn(4, 16).bfloat16()
+    x[2, 3], x[0, 0], x[1, 1] = float("nan"), float("inf"), -0.0
+    y = native.library().forward(x, taps, None, offsets, 1)
+    same = x.clone()
+    same[1:4, 3] = float("nan")  # 0 · NaN, one frame away
+    same[0:2, 0] = torch.tensor([float("inf"), float("nan")])  # 0 · infinity
+    torch.testing.assert_close(y, same, rtol=0, atol=0, equal_nan=True)
+    bias = torch.full((16,), 1 + 2**-8)  # half way between two numbers: to the even one, 1
+    y = native.library().forward(torch.zeros(4, 16).bfloat16(), taps, bias, offsets, 1)
+    assert (y == 1).all()
+
+
+@needs_compiler
+def test_threads_do_not_change_a_bit():
+    draw = torch.Generator().manual_seed(0)
+    x, g = torch.randn(300, 64, generator=draw), torch.randn(300, 64, generator=draw)
+    taps, offsets = torch.randn(33, 64, generator=draw), torch.tensor([0, 100, 101, 300])
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(native.library().backward(x, g, taps, offsets, 1, True))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_compiler
+def test_compiled_once(fresh, monkeypatch):
+    assert native.library() is not None
+    made = list((fresh / "kvarts" / "native").iterdir())
+    assert [path.suffix for path in made] == [".so"]
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert native.library() is not None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "", "false"])
+def test_without_a_compiler_pytorch_does_it_and_says_so(fresh, monkeypatch, caplog, compiler):
+    monkeypatch.setenv("CC", compiler)
+    with caplog.at_level(logging.INFO, logger="lightning"):
+        assert native.library() is None
+    assert [record.message.startswith("depthwise convolutions: PyTorch's") for record in caplog.records] == [True]
+    conv = DepthwiseConv(16, 3)
+    y, _ = conv(torch.ones(4, 16), Packing(torch.tensor([4]), 4))
+    assert y.shape == (4, 16)
+
+
+@needs_compiler
+def test_a_library_that_gives_other_numbers_is_not_used(fresh, monkeypatch, caplog):
+    compiler = fresh / "cc"
+    spoil = 'sed -i "s/tap \\* at/tap + at/" depthwise.c'
+    compiler.write_text(f'#!/bin/sh\ntest "$1" = --version || {spoil}\nexec cc "$@"\n')
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(compiler))
+    with caplog.at_level(logging.INFO, logger="lightning"):
+        assert native.library() is None
+    assert "other numbers" in caplog.text
+
+
+@needs_compiler
+def test_an_unwritable_cache_is_no_obstacle(fresh, monkeypatch, caplog):
+    (fresh / "kvarts").write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO, logger="lightning"):
+        assert native.library() is None
+    assert os.fspath(fresh / "kvarts") in caplog.text
