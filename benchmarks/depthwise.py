@@ -1,29 +1,25 @@
-"""The depthwise convolutions of QuartzNet5x5 on this CPU: forward and both gradients, ours against PyTorch's own.
+"""The depthwise convolutions of QuartzNet5x5 on this CPU: forward and all gradients, three ways, in turn.
 
     python benchmarks/depthwise.py [--batch 16] [--frames 165] [--repeats 9]
 
-Ours and the library's are timed in turn; a row gives the medians as GFLOP/s and the ratio of times (above 1: ours is
-faster). 165 encoded frames are 6.6 s of speech.
+`conv1d` is what the course's network calls, `conv2d` the way Kvarts takes without a C compiler, `C` the one with it. A
+row gives the medians as GFLOP/s. 165 encoded frames are 6.6 s of speech.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
+from torch import Tensor, nn
 
-from kvarts.encoder import DepthwiseConv
+from kvarts import native
+from kvarts.depthwise import DepthwiseConv
+from kvarts.packing import Packing
 
-SHAPES = ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))
-
-
-def library(module: DepthwiseConv, x: torch.Tensor) -> torch.Tensor:
-    """The same convolution by `conv2d` in channels-last memory with the gradients that PyTorch has for it."""
-    image = x.transpose(1, 2).unsqueeze(2)
-    weight = module.weight.unsqueeze(2).to(x.dtype)
-    y = torch.nn.functional.conv2d(image, weight, None, 1, (0, module.padding[0]), groups=x.shape[2])
-    return y.squeeze(2).transpose(1, 2)
+SHAPES = ((256, 33, 1), (256, 39, 1), (512, 51, 1), (512, 63, 1), (512, 75, 1), (512, 87, 2))
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -32,28 +28,36 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start_s
 
 
-def measure(channels: int, kernel: int, dtype: torch.dtype, args: argparse.Namespace) -> None:
-    module = DepthwiseConv(channels, kernel)
-    x = torch.randn(args.batch, args.frames, channels).to(dtype)
-    gflop = 2 * x.numel() * kernel / 1e9
-    grad = torch.randn_like(x)
-    row = [f"{str(dtype)[6:]:9} {channels:5} {kernel:5}"]
-    for what in ("forward", "by input", "by weight"):
-        times: dict[str, list[float]] = {"ours": [], "library": []}
-        for _ in range(args.repeats + 1):
-            for name, function in (("ours", module), ("library", lambda x: library(module, x))):
-                source = x.detach().requires_grad_(what == "by input")
-                module.weight.requires_grad_(what == "by weight")
-                module.bias.requires_grad_(False)
-                if what == "forward":
-                    times[name].append(timed(lambda f=function, s=source: f(s)))
-                else:
-                    y = function(source)
-                    times[name].append(timed(lambda y=y: y.backward(grad)))
+def measure(channels: int, kernel: int, dilation: int, dtype: torch.dtype, args: argparse.Namespace) -> str:
+    padding = dilation * (kernel - 1) // 2
+    ours = DepthwiseConv(channels, kernel, 1, dilation)
+    conv1d = nn.Conv1d(channels, channels, kernel, 1, padding, dilation, groups=channels).to(dtype)
+    packing = Packing(torch.tensor([args.frames] * args.batch), args.frames)
+    packed = torch.randn(args.batch * args.frames, channels).to(dtype).requires_grad_()
+    padded = packed.detach().view(args.batch, args.frames, channels).transpose(1, 2).contiguous().requires_grad_()
+
+    def conv2d(x: Tensor) -> Tensor:
+        with mock.patch.object(native, "library", return_value=None):
+            return ours(x, packing)[0]
+
+    ways = {"conv1d": (conv1d, padded), "conv2d": (conv2d, packed), "C": (lambda x: ours(x, packing)[0], packed)}
+    if native.library() is None:
+        del ways["C"]
+    forward_s: dict[str, list[float]] = {name: [] for name in ways}
+    backward_s: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.repeats + 1):
+        for name, (function, x) in ways.items():
+            start_s = time.perf_counter()
+            y = function(x)
+            forward_s[name].append(time.perf_counter() - start_s)
+            grad = torch.ones_like(y)
+            backward_s[name].append(timed(lambda y=y, grad=grad: y.backward(grad)))
+    gflop = 2 * packed.numel() * kernel / 1e9
+    row = [f"{str(dtype)[6:]:9}{channels:5}{kernel:5}{dilation:4}"]
+    for seconds, work in ((forward_s, gflop), (backward_s, 2 * gflop)):
         # The first round warms up.
-        ours_s, library_s = (statistics.median(times[name][1:]) for name in ("ours", "library"))
-        row.append(f"{gflop / ours_s:8.0f} {gflop / library_s:8.0f} {library_s / ours_s:6.2f}")
-    print(" | ".join(row))
+        row.append("".join(f"{work / statistics.median(seconds[name][1:]):8.0f}" for name in ways))
+    return " |".join(row)
 
 
 def main() -> None:
@@ -63,11 +67,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     torch.manual_seed(0)
-    print(f"batch {args.batch}, {args.frames} frames, {torch.get_num_threads()} threads")
-    print("dtype     chan. kernel| forward: ours, library, ratio | gradient by input | gradient by weight  (GFLOP/s)")
+    print(f"batch {args.batch}, {args.frames} frames, {torch.get_num_threads()} threads; GFLOP/s")
+    print("dtype    chan. kern dil | forward: conv1d, conv2d, C | backward: conv1d, conv2d, C")
     for dtype in (torch.float32, torch.bfloat16):
-        for channels, kernel in SHAPES:
-            measure(channels, kernel, dtype, args)
+        for shape in SHAPES:
+            print(measure(*shape, dtype, args), flush=True)
 
 
 if __name__ == "__main__":

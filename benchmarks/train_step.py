@@ -11,50 +11,10 @@ the variant's process (on a GPU: of its allocator).
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+
+from workers import Worker, medians, parser_of, serve
 
 VARIANTS = ("plain_fp32", "plain_bf16", "ours_fp32", "ours_bf16")
-
-
-class Worker:
-    """A process that holds one variant and takes a step when it is told to."""
-
-    def __init__(self, variant: str, args: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--worker", variant, "--device", args.device]
-        command += ["--batch", str(args.batch), "--seconds", str(args.seconds)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, question: str) -> float:
-        self._process.stdin.write(question + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            sys.exit("a benchmark process died; its message stands above")
-        return float(answer)
-
-
-def work(variant: str, args: argparse.Namespace) -> None:
-    """Answers the questions of `Worker.ask`, one number a line."""
-    import torch
-
-    step = Sgemm(args) if variant == "sgemm" else Step(variant, args)
-    for question in sys.stdin:
-        if question == "step\n":
-            start_s = time.perf_counter()
-            step()
-            answer = time.perf_counter() - start_s
-        elif question == "gflop\n":
-            answer = step.gflop()
-        elif step.device.type == "cuda":
-            answer = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(answer, flush=True)
 
 
 class Step:
@@ -142,15 +102,11 @@ class Sgemm:
         return 2 * 2048**3 / 1e9
 
 
-def measure(args: argparse.Namespace, variants: tuple[str, ...] = VARIANTS) -> dict[str, object]:
+def measure(args: argparse.Namespace) -> dict[str, object]:
     """All figures, by the names under which --json writes them."""
-    workers = {variant: Worker(variant, args) for variant in (*variants, "sgemm")}
-    times: dict[str, list[float]] = {variant: [] for variant in workers}
-    for _ in range(args.rounds + 1):
-        for variant, worker in workers.items():
-            times[variant].append(worker.ask("step"))
-    # The first round warms up.
-    median_s = {variant: statistics.median(values[1:]) for variant, values in times.items()}
+    variants = VARIANTS if args.device == "cpu" else (*VARIANTS, "ours_fp16")
+    workers = {variant: Worker(variant) for variant in (*variants, "sgemm")}
+    median_s = medians(workers, args.rounds)
     gflops = {variant: worker.ask("gflop") / median_s[variant] for variant, worker in workers.items()}
     result: dict[str, object] = {
         f"ratio_{name[5:]}": median_s["plain_fp32"] / seconds
@@ -166,25 +122,18 @@ def measure(args: argparse.Namespace, variants: tuple[str, ...] = VARIANTS) -> d
     return {**result, "batch": args.batch, "seconds": args.seconds, "device": args.device}
 
 
-def add_arguments(parser: argparse.ArgumentParser, batch: int, seconds: float) -> None:
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--seconds", type=float, default=seconds)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, batch=16, seconds=6.6)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser = parser_of(__doc__, rounds=7)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=6.6, help="of each utterance")
     args = parser.parse_args()
     if args.worker:
-        work(args.worker, args)
+        step = Sgemm(args) if args.worker == "sgemm" else Step(args.worker, args)
+        serve(step, args.device, gflop=step.gflop)
         return
     result = measure(args)
     print(f"{'':11}{'step s':>8}{'ratio':>8}{'GFLOP/s':>9}{'of sgemm':>9}{'peak MB':>9}")
-    for variant in VARIANTS:
+    for variant in [name[7:] for name in result if name.startswith("step_s_")]:
         step_s, rate, peak_mb = (result[f"{name}_{variant}"] for name in ("step_s", "gflops", "peak_rss_mb"))
         ratio, share = result["step_s_plain_fp32"] / step_s, rate / result["sgemm_gflops"]
         print(f"{variant:11}{step_s:8.3f}{ratio:8.2f}{rate:9.0f}{share:9.0%}{peak_mb:9.0f}")
