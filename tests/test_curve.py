@@ -26,7 +26,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_picture_and_the_numbers_beside_it(tmp_path: Path) -> None:
-    points = [(5, "train_loss", 3.0), (5, "train_wer", 1.0), (5, "val_loss", 2.5), (10, "train_loss", float("nan"))]
+    points = [
+        (5, "train_loss", 3.0, 1.0),
+        (5, "train_wer", 1.0, 1.0),
+        (5, "val_loss", 2.5, 2.04),
+        (10, "train_loss", float("nan"), float("nan")),
+    ]
     draw_curve(points, tmp_path / "new" / "curve.png")
     assert (tmp_path / "new" / "curve.png").read_bytes().startswith(PNG)
 
@@ -35,11 +40,12 @@ def test_the_picture_and_the_numbers_beside_it(tmp_path: Path) -> None:
 
     lines = (tmp_path / "new" / "curve.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
-    assert [(row["step"], row["metric"], row["value"]) for row in rows] == [*points[:3], (10, "train_loss", None)]
+    values = [tuple(row[name] for name in ("step", "metric", "value", "seconds")) for row in rows]
+    assert values == [*points[:2], (5, "val_loss", 2.5, 2.0), (10, "train_loss", None, None)]
 
 
 def test_a_curve_of_one_point_can_be_drawn(tmp_path: Path) -> None:
-    draw_curve([(1, "val_wer", 0.5)], tmp_path / "curve.png")
+    draw_curve([(1, "val_wer", 0.5, 3.0)], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
 
 

@@ -32,6 +32,7 @@ from kvarts.dataset import (
     random_subset,
 )
 from kvarts.errors import AudioError, ConfigError
+from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
 from kvarts.frames import mel_frames, samples_of_duration
 from kvarts.manifest import Utterance, read_manifest, write_manifest
@@ -162,12 +163,26 @@ def sample_durations_s() -> list[float]:
 def test_bucketing_leaves_little_padding(sample_durations_s: list[float]) -> None:
     draw = random.Random(0)
     many = [draw.choice(sample_durations_s) * draw.uniform(0.9, 1.1) for _ in range(2000)]
-    for durations_s, batch_size in ((sample_durations_s, 4), (many, 4), (many, 16), (many, 32)):
+    for durations_s, batch_size in (
+        *((sample_durations_s, 4), (sample_durations_s, 8)),
+        *((many, 4), (many, 16), (many, 32), (many, 64)),
+    ):
         sampler = BucketSampler(durations_s, batch_size, seed=1)
         assert all(padding_share(epoch_of(sampler), durations_s) <= 0.05 for _ in range(5))
         at_random = BucketSampler(durations_s, batch_size, bucketing=False, seed=1)
         assert padding_share(at_random, durations_s) > 0.1
     assert padding_share(ShareSampler(sample_durations_s, 4), sample_durations_s) <= 0.05
+
+
+def test_of_few_utterances_in_large_batches_little_more_is_padding_than_must_be(
+    sample_durations_s: list[float],
+) -> None:
+    """Of 90 utterances of 4 to 10 s in six batches, sorting leaves 5.9 %: less cannot be had in batches of 16."""
+    by_length = sorted(range(90), key=lambda i: sample_durations_s[i])
+    least = padding_share([[(0, i) for i in by_length[k : k + 16]] for k in range(0, 90, 16)], sample_durations_s)
+    assert 0.055 < least < 0.06
+    sampler = BucketSampler(sample_durations_s, 16, seed=1)
+    assert all(padding_share(epoch_of(sampler), sample_durations_s) <= least + 0.015 for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -329,22 +344,13 @@ def test_a_batch_is_padded_with_zeros_to_its_longest(utterances: list[Utterance]
     assert {t.device.type for t in (meta.features, meta.feature_lengths, meta.targets, meta.target_lengths)} == {"meta"}
 
 
-def test_files_are_decoded_once_where_the_cache_has_room(tmp_path: Path) -> None:
-    rows = []
-    for number in range(3):
-        soundfile.write(tmp_path / f"{number}.wav", np.full(1600, 0.1 * number, np.float32), 16_000)
-        rows.append({"audio_filepath": f"{number}.wav", "text": "да", "duration": 0.1})
-    write_manifest(tmp_path / "manifest.jsonl", rows)
-    size = 11 * 64 * 4
-    dataset = SpeechDataset(read_manifest(tmp_path / "manifest.jsonl"), cache_bytes=2 * size + size // 2)
-    before = [dataset[0, index].features for index in range(3)]
-    for path in tmp_path.glob("*.wav"):
-        path.unlink()
-    assert torch.equal(dataset[1, 0].features, before[0])
-    assert torch.equal(dataset[1, 1].features, before[1])
-    with pytest.raises(AudioError) as caught:
-        dataset[1, 2]
-    assert str(caught.value).startswith(f"{tmp_path / 'manifest.jsonl'}:3: {tmp_path / '2.wav'} does not exist")
+def test_a_bad_file_is_named_by_its_line(tmp_path: Path) -> None:
+    row = {"audio_filepath": "none.wav", "text": "да", "duration": 0.1}
+    write_manifest(tmp_path / "manifest.jsonl", [row])
+    for cache in (None, FeatureCache(tmp_path / "cache", 2**20)):
+        with pytest.raises(AudioError) as caught:
+            SpeechDataset(read_manifest(tmp_path / "manifest.jsonl"), cache=cache)[1, 0]
+        assert str(caught.value).startswith(f"{tmp_path / 'manifest.jsonl'}:1: {tmp_path / 'none.wav'} does not exist")
 
 
 # -------------------------------------------------------------------------------------------------- augmentation
@@ -359,10 +365,15 @@ class Order(Sampler[list[Draw]]):
 
 
 def augmented(
-    utterances: list[Utterance], batches: list[list[Draw]], *, workers: int = 0, cache_bytes: int = 0, seed: int = 1
+    utterances: list[Utterance],
+    batches: list[list[Draw]],
+    *,
+    workers: int = 0,
+    cache: FeatureCache | None = None,
+    seed: int = 1,
 ) -> dict[Draw, torch.Tensor]:
     """Features of every draw, as they come out of a loader."""
-    dataset = SpeechDataset(utterances, SpecAugment(time_fraction=0.5), seed, cache_bytes)
+    dataset = SpeechDataset(utterances, SpecAugment(time_fraction=0.5), seed, cache)
     loader: DataLoader[Example] = DataLoader(
         dataset, batch_sampler=Order(batches), collate_fn=collate, num_workers=workers
     )
@@ -378,14 +389,16 @@ def same(one: dict[Draw, torch.Tensor], other: dict[Draw, torch.Tensor]) -> bool
     return one.keys() == other.keys() and all(torch.equal(one[draw], other[draw]) for draw in one)
 
 
-def test_augmentation_depends_on_seed_epoch_and_utterance_alone(utterances: list[Utterance]) -> None:
+def test_augmentation_depends_on_seed_epoch_and_utterance_alone(utterances: list[Utterance], tmp_path: Path) -> None:
     draws = [(epoch, index) for epoch in range(2) for index in range(7)]
     alone = augmented(utterances, [[draw] for draw in draws])
     in_batches = [draws[start : start + 4] for start in range(0, 14, 4)]
     assert same(alone, augmented(utterances, in_batches))
     assert same(alone, augmented(utterances, in_batches[::-1]))
-    assert same(alone, augmented(utterances, in_batches, cache_bytes=2**20))
-    assert same(alone, augmented(utterances, in_batches, workers=2, cache_bytes=2**20))
+    for folder in ("cold", "cold and workers"):
+        for workers in (0, 2) if folder == "cold" else (2, 0):
+            cache = FeatureCache(tmp_path / folder, 2**20)
+            assert same(alone, augmented(utterances, in_batches, workers=workers, cache=cache))
     assert not same(alone, augmented(utterances, in_batches, seed=2))
     plain = SpeechDataset(utterances)
     for index in (1, 4, 5, 6):

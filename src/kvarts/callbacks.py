@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,14 @@ class Curve(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.points: list[Point] = []
+        self._seconds = 0.0  # of training and validation before this start
+        self._start = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + time.perf_counter() - self._start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -73,14 +83,17 @@ class Curve(pl.Callback):
     def _remember(self, trainer: pl.Trainer, *names: str) -> None:
         for name in names:
             if name in trainer.callback_metrics:
-                self.points.append((trainer.global_step, name, float(trainer.callback_metrics[name])))
+                value = float(trainer.callback_metrics[name])
+                self.points.append((trainer.global_step, name, value, self._seconds_so_far()))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.points:
             draw_curve(self.points, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": list(self.points)}
+        return {"points": list(self.points), "seconds": self._seconds_so_far()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.points = [tuple(point) for point in state_dict["points"]]
+        # Runs before this kept the time had three values to a point.
+        self.points = [(*point, math.nan)[:4] for point in state_dict["points"]]
+        self._seconds = state_dict.get("seconds", 0.0)

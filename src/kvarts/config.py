@@ -76,7 +76,8 @@ _RULES: dict[str, Rule] = {
     "data.val_batch_size": _whole(1),
     "data.shuffle": _FLAG,
     "data.bucketing": _FLAG,
-    "data.num_workers": _whole(0),
+    "data.num_workers": _or_null(_whole(0)),
+    "data.cache_dir": _or_null(_PATH),
     "data.cache_mb": _whole(0),
     "data.on_bad": _choice("error", "skip"),
     "data.check_audio": _FLAG,
@@ -90,8 +91,8 @@ _RULES: dict[str, Rule] = {
     "trainer.max_epochs": _or_null(_LIMIT),
     # Lightning has more, but with the whole model in another precision the features would have to be in it too.
     "trainer.precision": (
-        "32, bf16-mixed or 16-mixed",
-        lambda value: value in (32, "32", "32-true", "bf16", "bf16-mixed", 16, "16", "16-mixed"),
+        "auto, 32, bf16-mixed or 16-mixed",
+        lambda value: value in ("auto", 32, "32", "32-true", "bf16", "bf16-mixed", 16, "16", "16-mixed"),
     ),
     "trainer.gradient_clip_val": _or_null(_number(above=0)),
     "trainer.accumulate_grad_batches": _whole(1),

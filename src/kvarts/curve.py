@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kvarts.files import atomic_text_writer, atomic_writer
 
-Point = tuple[int, str, float]  # step, metric (train_loss, train_wer, val_loss, val_wer), value
+# Step, metric (train_loss, train_wer, val_loss, val_wer), value, seconds of training up to there.
+Point = tuple[int, str, float, float]
 
 
 def draw_curve(points: Sequence[Point], path: Path) -> None:
@@ -27,8 +28,8 @@ def draw_curve(points: Sequence[Point], path: Path) -> None:
     panels = figure.subplots(2, 1, sharex=True)
     for panel, quantity, label in zip(panels, ("loss", "wer"), ("CTC loss per utterance", "WER"), strict=True):
         for part, colour, style in (("train", "tab:blue", "-"), ("val", "tab:orange", ".-")):
-            steps = [step for step, name, _ in points if name == f"{part}_{quantity}"]
-            values = [value for _, name, value in points if name == f"{part}_{quantity}"]
+            steps = [step for step, name, *_ in points if name == f"{part}_{quantity}"]
+            values = [value for _, name, value, _ in points if name == f"{part}_{quantity}"]
             if steps:
                 panel.plot(steps, values, style, color=colour, label=f"{part} ({values[-1]:.3g} at the end)")
         panel.set_ylabel(label)
@@ -40,6 +41,10 @@ def draw_curve(points: Sequence[Point], path: Path) -> None:
     with atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=100)
     with atomic_text_writer(path.with_suffix(".jsonl")) as text:
-        for step, name, value in points:
-            finite = value if math.isfinite(value) else None  # JSON has no word for anything else
-            text.write(json.dumps({"step": step, "metric": name, "value": finite}) + "\n")
+        for step, name, value, seconds in points:
+            row = {"step": step, "metric": name, "value": _finite(value), "seconds": _finite(round(seconds, 1))}
+            text.write(json.dumps(row) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no word for anything else

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,19 @@ from torch.utils.data import Dataset, Sampler
 from kvarts.alphabet import ALPHABET, encode
 from kvarts.audio import read_audio
 from kvarts.errors import AudioError, ConfigError
+from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
 from kvarts.manifest import Utterance
 from kvarts.text import normalise
 
 Features = NDArray[np.float32]
 Augmentation = Callable[[Features, np.random.Generator], Features]
+# Lengths are blurred by up to so much before they are sorted, which keeps company changing from epoch to epoch. Of
+# large batches about as much is then padding; where that would be over 5 %, half the blur has to do. Padding left, mean
+# of 20 epochs: 487 utterances of 4 to 18 s in batches of 8, 16, 32: 4.0, 4.1, 5.3 %; the 90 of sample/ in batches of 4,
+# 8, 16: 3.2, 4.3, 6.6 %, where sorting alone leaves 1.4, 3.4, 5.9 %.
+_BLUR = 0.05
+_MOST_PADDING = 0.05
 # An utterance in a certain epoch: (epoch, index into the manifest).
 Draw = tuple[int, int]
 
@@ -95,13 +103,13 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 class SpeechDataset(Dataset[Example]):
-    """Utterances by (epoch, index). Features are kept in memory up to `cache_bytes`, so that a file is decoded once.
+    """Utterances by (epoch, index).
 
     Args:
         utterances: of one or more manifests.
-        augmentation: applied to the features (frames, 64) afresh in every epoch, or None.
+        augmentation: applied to the features (frames, 64) afresh in every epoch, or None; must not change them.
         seed: of the augmentation.
-        cache_bytes: memory for features, for each worker process; 25.6 kB hold a second of audio.
+        cache: where features are kept, so that a file is decoded once, or None.
     """
 
     def __init__(
@@ -109,13 +117,12 @@ class SpeechDataset(Dataset[Example]):
         utterances: Sequence[Utterance],
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        cache_bytes: int = 0,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.utterances = list(utterances)
         self._augmentation = augmentation
         self._seed = seed
-        self._cache: dict[int, Features] = {}
-        self._cache_bytes_left = cache_bytes
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -131,18 +138,17 @@ class SpeechDataset(Dataset[Example]):
         return Example(torch.from_numpy(features), torch.tensor(targets, dtype=torch.long), utterance)
 
     def _features(self, index: int) -> Features:
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
         utterance = self.utterances[index]
         try:
-            features = log_mel(read_audio(utterance.audio_path))
+            if self._cache is None:
+                return _decoded(utterance.audio_path)
+            return self._cache.get(utterance.audio_path, _decoded)
         except AudioError as error:
             raise AudioError(f"{utterance.where}: {error}") from error
-        if features.nbytes <= self._cache_bytes_left:
-            self._cache_bytes_left -= features.nbytes
-            self._cache[index] = features
-        return features
+
+
+def _decoded(audio_path: Path) -> Features:
+    return log_mel(read_audio(audio_path))
 
 
 class BucketSampler(Sampler[list[Draw]]):
@@ -234,14 +240,24 @@ class BucketSampler(Sampler[list[Draw]]):
         if self._shuffle:
             draw.shuffle(order)
         if self._bucketing:
-            # Lengths blurred by up to 5 % keep company changing from epoch to epoch; of large batches about as much is
-            # then padding.
-            blur = {i: draw.uniform(0.95, 1.05) if self._shuffle else 1.0 for i in order}
-            order.sort(key=lambda i: self._durations_s[i] * blur[i])
-        batches = [order[cut] for cut in self._cuts()]
+            tilts = {i: draw.uniform(-1, 1) if self._shuffle else 0.0 for i in order}
+            batches = self._bucketed(order, tilts, _BLUR)
+            if self._padding(batches) > _MOST_PADDING:
+                batches = self._bucketed(order, tilts, _BLUR / 2)
+        else:
+            batches = [order[cut] for cut in self._cuts()]
         if self._shuffle:
             draw.shuffle(batches)
         return batches
+
+    def _bucketed(self, order: list[int], tilts: dict[int, float], blur: float) -> list[list[int]]:
+        by_length = sorted(order, key=lambda i: self._durations_s[i] * (1 + blur * tilts[i]))
+        return [by_length[cut] for cut in self._cuts()]
+
+    def _padding(self, batches: list[list[int]]) -> float:
+        """Share of padding in batches that are padded to their longest."""
+        padded_s = sum(len(batch) * max(self._durations_s[i] for i in batch) for batch in batches)
+        return 1 - sum(self._durations_s) / padded_s
 
 
 class ShareSampler(Sampler[list[Draw]]):
@@ -281,4 +297,3 @@ def random_subset(utterances: Sequence[Utterance], duration_s: float, seed: int)
         chosen.append(index)
         total_s += utterances[index].duration_s
     return [utterances[index] for index in sorted(chosen)]
-

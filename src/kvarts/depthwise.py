@@ -3,11 +3,14 @@ network's arithmetic, and half of a training step where it is left to `conv1d`.
 
 On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 100 to 150 GFLOP/s on two cores, of
 about 190 that a matrix product reaches there; without one they are channels-last 2-D convolutions of PyTorch, whose
-gradient by weight is slower. `conv1d` reaches 2 to 5. `python benchmarks/depthwise.py` measures all of them.
+gradient by weight is slower. `conv1d` reaches 2 to 5. `python benchmarks/depthwise.py` measures all of them. On a GPU
+they are Triton kernels (`kvarts.depthwise_triton`) where Triton is installed.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -17,6 +20,14 @@ from torch import Tensor, nn
 from kvarts import native
 from kvarts.frames import encoded_frames
 from kvarts.packing import Packing, take_rows
+
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """It comes with PyTorch for CUDA on Linux, and not on Windows; without it the library's conv2d gives the same."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class DepthwiseConv(nn.Conv1d):
@@ -36,6 +47,10 @@ class DepthwiseConv(nn.Conv1d):
             return _apply(_NativeDepthwise, x, self.weight, self.bias, packing, dilation), packing
         if stride == 1 and x.device.type == "cpu":
             return _apply(_CpuDepthwise, x, self.weight.to(x.dtype), self.bias, packing, dilation), packing
+        if stride == 1 and x.device.type == "cuda" and x.dtype in _TRITON_DTYPES and _has_triton():
+            from kvarts.depthwise_triton import depthwise
+
+            return depthwise(x, self.weight, self.bias, packing, dilation), packing
         y = convolve(packing.pad(x), self.weight, self.bias, stride, int(self.padding[0]), dilation)
         if stride > 1:
             packing = Packing(encoded_frames(packing.lengths, stride), y.shape[1])

@@ -19,7 +19,6 @@ and no float32 waveform overflows it.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import numpy as np

@@ -78,6 +78,12 @@ def write_error(path: Path, error: OSError) -> OutputError:
     )
 
 
-def cache_dir() -> Path:
-    """Where Kvarts keeps what it can make again: $XDG_CACHE_HOME/kvarts, or ~/.cache/kvarts."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvarts"
+def cache_dir() -> Path | None:
+    """Where Kvarts keeps what it can make again: $XDG_CACHE_HOME/kvarts, else ~/.cache/kvarts; None without a home."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():  # to be ignored, says the XDG Base Directory Specification
+        try:
+            root = Path.home() / ".cache"
+        except RuntimeError:  # a user without an entry in /etc/passwd, in a container
+            return None
+    return root / "kvarts"

@@ -87,8 +87,12 @@ def library() -> DepthwiseLibrary | None:
     if not compiler or shutil.which(compiler[0]) is None:
         logger.info("depthwise convolutions: PyTorch's (no C compiler; with one, training is faster)")
         return None
+    root = cache_dir()
+    if root is None:
+        logger.info("depthwise convolutions: PyTorch's (you have no home folder to keep compiled ones in)")
+        return None
     try:
-        path = cache_dir() / "native" / f"depthwise-{_digest(source, compiler)}.so"
+        path = root / "native" / f"depthwise-{_digest(source, compiler)}.so"
         if not path.is_file():
             _compile(source, compiler, path)
         return _checked(DepthwiseLibrary(path))
@@ -100,13 +104,23 @@ def library() -> DepthwiseLibrary | None:
 def _digest(source: bytes, compiler: list[str]) -> str:
     """Another processor, compiler or source is another library: home folders are shared by machines."""
     with_version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    processor = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        processor += "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    processor = " ".join((platform.machine(), *sorted(_processor_features())))
     what = (source, with_version, processor.encode(), " ".join((*compiler, *_FLAGS)).encode())
     return hashlib.sha256(b"\0".join(what)).hexdigest()[:16]
+
+
+def _processor_features() -> set[str]:
+    """What this processor can do, in the kernel's words; empty where there is no /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return set()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware (x86 since 2020, some Arm); only there is it faster."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_processor_features())
 
 
 def _compile(source: bytes, compiler: list[str], path: Path) -> None:

@@ -27,6 +27,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
+from kvarts import native
 from kvarts.callbacks import Curve, LastCheckpoint
 from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights, read_checkpoint
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
@@ -176,6 +177,7 @@ def _instantiate(node: DictConfig | None) -> Any:
 
 def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
     settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    settings["precision"] = _precision(settings)
     callbacks: list[Callback] = [
         curve,
         # The best is saved before the last, whose file holds what the best was.
@@ -205,6 +207,20 @@ def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         what = " ".join(str(error).split())
         raise ConfigError(f"trainer: {what}; correct trainer.* (without a GPU: trainer.accelerator=cpu)") from error
+
+
+def _precision(settings: dict[str, Any]) -> Any:
+    """`auto` is bf16-mixed where the device multiplies bfloat16 in hardware, else 32: elsewhere it would be slower."""
+    precision = settings.get("precision")
+    if precision != "auto":
+        return precision
+    on_gpu = settings["accelerator"] in ("gpu", "cuda") or (
+        settings["accelerator"] == "auto" and torch.cuda.is_available()
+    )
+    can = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if on_gpu else native.has_bfloat16()
+    chosen = "bf16-mixed" if can else 32
+    logger.info("precision: %s (auto; %s bfloat16 in hardware)", chosen, "this device has" if can else "no")
+    return chosen
 
 
 def _final_checkpoint(config: DictConfig, run_dir: Path) -> str:
