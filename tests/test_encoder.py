@@ -203,3 +203,28 @@ def test_pointwise_convolution_is_a_1x1_conv1d():
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(2, 9, 6)
     torch.testing.assert_close(ours(x), plain(x.transpose(1, 2)).transpose(1, 2))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "within"), [(33, 4, 1, 8), (75, 1, 1, 1), (87, 1, 2, 1)])
+def test_local_kernels_keep_their_norm_and_lose_their_ends(kernel, stride, dilation, within):
+    """`within` taps of the centre lies nearly all of the energy, and the norm is on average what it was."""
+    torch.manual_seed(0)
+    conv = DepthwiseConv(512, kernel, stride, dilation)
+    before = conv.weight.detach().square().sum()
+    conv.localise()
+    energy = conv.weight.detach().square().sum((0, 1))
+    assert abs(energy.sum() / before - 1) < 0.1
+    centre = kernel // 2
+    assert energy[centre - within : centre + within + 1].sum() > 0.98 * energy.sum()
+
+
+def test_only_who_asks_gets_local_kernels():
+    blocks = [BlockConfig(64, 1, 11, residual=False)]
+    networks = []
+    for arguments in ({}, {"local_init": False}, {"local_init": True}):
+        torch.manual_seed(0)
+        networks.append(QuartzNet(blocks, **arguments))
+    default, same, local = (network.layers[0].conv[0].weight for network in networks)
+    assert torch.equal(default, same)
+    assert not torch.equal(default, local)
+    assert networks[2].settings() == networks[0].settings()

@@ -602,7 +602,7 @@ def test_the_settings_decide_where_and_how_much(
     assert torch.equal(without, named)
     assert torch.equal(without, default)
     assert f"features are kept in {tmp_path / 'named'}, up to 1 MB" in caplog_of_lightning.text
-    assert re.search(r"up to 4096 MB \(47 h of speech\)", caplog_of_lightning.text)
+    assert re.search(r"up to 4096 MB \(46 h of speech\)", caplog_of_lightning.text)
 
     monkeypatch.setattr(kvarts.datamodule, "cache_dir_of_user", lambda: None)
     assert torch.equal(first_batch(), without)

@@ -11,6 +11,7 @@ from torch import nn
 from kvarts import native
 from kvarts.depthwise import DepthwiseConv
 from kvarts.packing import Packing
+from kvarts.train import _precision
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 
@@ -133,3 +134,12 @@ def test_an_unwritable_cache_is_no_obstacle(fresh, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="lightning"):
         assert native.library() is None
     assert os.fspath(fresh / "kvarts") in caplog.text
+
+
+@pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
+def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch, flags, has):
+    monkeypatch.setattr(native, "_processor_features", lambda: set(flags.split()))
+    assert native.has_bfloat16() is has
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _precision({"precision": "auto", "accelerator": "auto"}) == ("bf16-mixed" if has else 32)
+    assert _precision({"precision": 32, "accelerator": "auto"}) == 32

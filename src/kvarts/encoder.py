@@ -220,10 +220,15 @@ class QuartzNet(nn.Module):
         blocks: rows of the layer table, as `BlockConfig` or mappings with its fields.
         in_channels: mel bands.
         dropout: probability, after every ReLU.
+        local_init: random depthwise kernels are local at first, see `DepthwiseConv.localise`; they learn to be wide.
     """
 
     def __init__(
-        self, blocks: Sequence[BlockConfig | Mapping[str, Any]], in_channels: int = 64, dropout: float = 0.0
+        self,
+        blocks: Sequence[BlockConfig | Mapping[str, Any]],
+        in_channels: int = 64,
+        dropout: float = 0.0,
+        local_init: bool = False,
     ) -> None:
         super().__init__()
         self.block_configs = [b if isinstance(b, BlockConfig) else BlockConfig(**b) for b in blocks]
@@ -235,6 +240,10 @@ class QuartzNet(nn.Module):
             self.layers.append(QuartzNetBlock(channels, config, dropout))
             channels = config.filters
         self.out_channels = channels
+        if local_init:
+            for module in self.modules():
+                if isinstance(module, DepthwiseConv):
+                    module.localise()
 
     @property
     def stride(self) -> int:
@@ -245,7 +254,7 @@ class QuartzNet(nn.Module):
         return stride
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, for checkpoints."""
+        """The constructor's arguments as plain values, for checkpoints; not how random weights began."""
         return {
             "blocks": [asdict(config) for config in self.block_configs],
             "in_channels": self.in_channels,

@@ -132,15 +132,20 @@ class QuartzNetCTC(pl.LightningModule):
         dist.all_reduce(utterances)
         return losses.sum() * dist.get_world_size() / utterances
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # A loss may be finite and its gradient not; the step would destroy the weights. With float16 the gradient
-        # scaler meets such gradients by design and skips the step itself.
-        if self.trainer.precision == "16-mixed":
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # With float16 the gradient scaler meets gradients that are not finite by design and skips the step itself.
+        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        assert self._batch is not None
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        # A loss may be finite and its gradient not; the step would destroy the weights.
         if not bool(torch.isfinite(norm)):
+            assert self._batch is not None
             raise NonFiniteLossError(
                 f"step {self.global_step}: the gradient is not finite for {self._batch.where()}; "
                 "lower the learning rate. The last checkpoint is untouched"
@@ -171,12 +176,23 @@ class QuartzNetCTC(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self._optimizer is None:
             raise ValueError("training needs an optimizer; pass one to QuartzNetCTC")
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(self.parameters(), **self._fused())
         max_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self._warmup_steps, max_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _fused(self) -> dict[str, bool]:
+        """Adam in one pass over memory: 3 ms of a step instead of 14 on two cores; PyTorch has it for CPUs since 2.4.
+
+        Not with float16, where it would undo the scaling of gradients itself, after they were clipped.
+        """
+        factory = getattr(self._optimizer, "func", self._optimizer)
+        settings = getattr(self._optimizer, "keywords", {})
+        fusible = factory in (torch.optim.Adam, torch.optim.AdamW) and not {"fused", "foreach"} & settings.keys()
+        recent = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
+        return {"fused": True} if fusible and recent and self.trainer.precision != "16-mixed" else {}
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint says of itself: version, alphabet, features, network; plain values."""

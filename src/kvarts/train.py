@@ -270,6 +270,7 @@ def _quieten() -> None:
         "exists and is not empty",
         r"isinstance\(treespec, LeafSpec\)",
         r"recommended to use .*sync_dist=True",  # the model sums over ranks itself
+        "is not supported by the model summary",  # the size it shows is that of float32 weights, which they are
         "Grad strides do not match bucket view strides",  # of a dimension of size 1
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")

@@ -1,0 +1,80 @@
+"""The benchmarks run and write what they promise; what the figures are is for those who run them in earnest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvarts.manifest import read_manifest, write_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two shortest training recordings of the sample."""
+    folder = tmp_path_factory.mktemp("data")
+    for part in ("train_opus", "val_opus"):
+        utterances = read_manifest(ROOT / "sample" / part / "manifest.jsonl")
+        utterances.sort(key=lambda utterance: utterance.duration_s)
+        (folder / part).mkdir()
+        rows: list[dict[str, Any]] = []
+        for utterance in utterances[:2]:
+            path = utterance.audio_path
+            shutil.copy(path, folder / part)
+            rows.append({"audio_filepath": path.name, "text": utterance.text, "duration": utterance.duration_s})
+        write_manifest(folder / part / "manifest.jsonl", rows)
+    return folder
+
+
+def test_a_training_step(tmp_path: Path) -> None:
+    arguments = ("--batch", "1", "--seconds", "0.5", "--rounds", "1", "--json", tmp_path / "step.json")
+    table = run("train_step.py", *arguments)
+    figures = json.loads((tmp_path / "step.json").read_text())
+    for variant in ("plain_fp32", "plain_bf16", "ours_fp32", "ours_bf16"):
+        assert variant in table
+        assert figures[f"gflops_{variant}"] > 0
+        assert 100 < figures[f"peak_rss_mb_{variant}"] < 10_000
+    assert figures["ratio_fp32"] == pytest.approx(figures["step_s_plain_fp32"] / figures["step_s_ours_fp32"])
+    assert figures["ratio_bf16"] == pytest.approx(figures["step_s_plain_fp32"] / figures["step_s_ours_bf16"])
+    assert figures["sgemm_gflops"] > 0
+
+
+def test_an_epoch(tmp_path: Path, data: Path) -> None:
+    run("epoch.py", "--data", data, "--batch", "2", "--rounds", "1", "--json", tmp_path / "epoch.json")
+    figures = json.loads((tmp_path / "epoch.json").read_text())
+    for precision in ("fp32", "bf16"):
+        ratio = figures["epoch_s_plain_fp32"] / figures[f"epoch_s_ours_{precision}"]
+        assert figures[f"ratio_{precision}"] == pytest.approx(ratio)
+        assert figures[f"ratio_first_epoch_{precision}"] > 0
+
+
+def test_depthwise_convolutions() -> None:
+    rows = run("depthwise.py", "--batch", "1", "--frames", "9", "--repeats", "1").splitlines()
+    assert [row.split()[0] for row in rows[2:]] == ["float32"] * 6 + ["bfloat16"] * 6
+
+
+def test_curves_of_runs_in_one_picture(tmp_path: Path) -> None:
+    for name, last in (("one", 0.5), ("other", 0.25)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": s, "metric": "val_wer", "value": v, "seconds": 60.0 * s} for s, v in ((1, 1.0), (2, last))]
+        (tmp_path / name / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [f"{name}={tmp_path / name}" for name in ("one", "other")]
+    picture = tmp_path / "curves.png"
+    run("curves.py", *runs, "-o", picture, "--by", "minutes", "--slower", "other=3.5")
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
