@@ -90,6 +90,31 @@ def test_a_training_step_without_padding_equals_the_plain_networks(course, ours)
         course.float().load_state_dict(state), ours.float().load_state_dict(state)
 
 
+def test_a_float32_step_is_as_near_to_float64_as_the_plain_networks(course, ours):
+    """The fast path of this machine as a whole: gradients of all parameters, against the plain network in float64."""
+    features = torch.randn(3, 120, 64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(3, 30, 34, generator=torch.Generator().manual_seed(1))
+
+    def gradients(network, dtype):
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        network.to(dtype).train()
+        x = features.to(dtype)
+        y = network(x.transpose(1, 2)) if network is course else network.log_probs(x, torch.tensor([120] * 3))[0]
+        (y * weights.to(dtype)).sum().backward()
+        result = {name: parameter.grad.double() for name, parameter in network.named_parameters()}
+        network.zero_grad()
+        network.float().load_state_dict(state)
+        return result
+
+    exact = gradients(course, torch.float64)
+    plain, fast = gradients(course, torch.float32), gradients(ours, torch.float32)
+    for name, gradient in exact.items():
+        if name.endswith("bias") and ".conv." in name and gradient.norm() < 1e-6:
+            continue  # before BatchNorm: nothing but rounding
+        bound = 3 * (plain[name] - gradient).norm() + 1e-4 * gradient.norm()
+        assert (fast[name] - gradient).norm() <= bound, name
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_padding_changes_nothing(ours, training):
     """The same ragged batch in a tight and in a wide frame, the latter full of rubbish behind each utterance."""

@@ -57,7 +57,7 @@ class DepthwiseConv(nn.Conv1d):
             self.weight.mul_(envelope * math.sqrt(kernel / float(envelope.square().sum())))
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
-        """Packed frames (frames, channels) and their packing, to those that leave and theirs."""
+        """Packed frames (rows, channels) and their packing, to those that leave and theirs."""
         stride, dilation = self.stride[0], self.dilation[0]
         if stride == 1 and native.suits(x) and native.library() is not None:
             return _apply(_NativeDepthwise, x, self.weight, self.bias, packing, dilation), packing
@@ -77,6 +77,11 @@ def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Tensor:
     """Depthwise convolution of x (batch, time, channels) by weight (channels, 1, kernel)."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[2] < 64:
+        # oneDNN 3.12 (PyTorch 2.13) never returns from such a one with 16 or 32 channels on two threads.
+        with torch.autocast("cpu", enabled=False):
+            exact = None if bias is None else bias.float()
+            return convolve(x.float(), weight.float(), exact, stride, padding, dilation).to(x.dtype)
     image = x.transpose(1, 2).unsqueeze(2)  # (batch, channels, 1, time), in channels-last memory
     y = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation), groups=x.shape[2])
     return y.squeeze(2).transpose(1, 2)
@@ -100,7 +105,9 @@ class _NativeDepthwise(torch.autograd.Function):
         taps = weight.squeeze(1).t().float().contiguous()  # (kernel, channels)
         ctx.save_for_backward(x, taps)
         ctx.packing, ctx.dilation = packing, dilation
-        return library.forward(x, taps, None if bias is None else bias.float(), packing.offsets, dilation)
+        y = library.forward(x, taps, None if bias is None else bias.float(), packing.offsets, dilation)
+        y[packing.num_frames :].zero_()
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
@@ -110,6 +117,8 @@ class _NativeDepthwise(torch.autograd.Function):
         grad_x, grad_taps, grad_bias = library.backward(
             x, grad_y.to(x.dtype).contiguous(), taps, ctx.packing.offsets, ctx.dilation, ctx.needs_input_grad[0]
         )
+        if grad_x is not None:
+            grad_x[ctx.packing.num_frames :].zero_()
         return grad_x, grad_taps.t().unsqueeze(1), grad_bias, None, None
 
 
