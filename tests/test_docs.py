@@ -116,6 +116,8 @@ def check(words: list[str]) -> None:
     match words:
         case ["python", "main.py", *arguments] | ["kvarts", "train", *arguments]:
             check_training(arguments)
+        case ["python", script] if script.startswith("benchmarks/"):
+            assert (ROOT / script).is_file()
         case ["kvarts", *arguments]:
             cli._parser().parse_args(arguments)
         case ["./download_data.sh", *arguments]:

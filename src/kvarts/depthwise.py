@@ -57,7 +57,7 @@ class DepthwiseConv(nn.Conv1d):
             self.weight.mul_(envelope * math.sqrt(kernel / float(envelope.square().sum())))
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
-        """Packed frames (rows, channels) and their packing, to those that leave and theirs."""
+        """Packed frames (frames, channels) and their packing, to those that leave and theirs."""
         stride, dilation = self.stride[0], self.dilation[0]
         if stride == 1 and native.suits(x) and native.library() is not None:
             return _apply(_NativeDepthwise, x, self.weight, self.bias, packing, dilation), packing
@@ -105,9 +105,7 @@ class _NativeDepthwise(torch.autograd.Function):
         taps = weight.squeeze(1).t().float().contiguous()  # (kernel, channels)
         ctx.save_for_backward(x, taps)
         ctx.packing, ctx.dilation = packing, dilation
-        y = library.forward(x, taps, None if bias is None else bias.float(), packing.offsets, dilation)
-        y[packing.num_frames :].zero_()
-        return y
+        return library.forward(x, taps, None if bias is None else bias.float(), packing.offsets, dilation)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
@@ -117,8 +115,6 @@ class _NativeDepthwise(torch.autograd.Function):
         grad_x, grad_taps, grad_bias = library.backward(
             x, grad_y.to(x.dtype).contiguous(), taps, ctx.packing.offsets, ctx.dilation, ctx.needs_input_grad[0]
         )
-        if grad_x is not None:
-            grad_x[ctx.packing.num_frames :].zero_()
         return grad_x, grad_taps.t().unsqueeze(1), grad_bias, None, None
 
 

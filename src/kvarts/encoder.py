@@ -82,14 +82,8 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
-        """(rows, channels) in and out; of a packing's spare rows nothing is taken, and they come out as zeros."""
-        spare = 0 if packing is None else packing.num_rows - packing.num_frames
-        if not spare:
-            return self._normalised(x)
-        return F.pad(self._normalised(x[:-spare]), (0, 0, 0, spare))
-
-    def _normalised(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(frames, channels) in and out."""
         if self.training:
             self.num_batches_tracked.add_(1)
         # A single frame has a variance of 0, of which the library's unbiased estimate is 0 / 0.
@@ -207,19 +201,15 @@ class QuartzNetBlock(nn.Module):
         self.out = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
-        """Packed frames (rows, in_channels) and their packing, to (rows, filters) and theirs."""
+        """Packed frames (frames, in_channels) and their packing, to (frames, filters) and theirs."""
         y = x
         for layer in self.conv:
             if isinstance(layer, DepthwiseConv):
                 y, packing = layer(y, packing)
-            elif isinstance(layer, BatchNorm):
-                y = layer(y, packing)
             else:
                 y = layer(y)
         if self.res is not None:
-            pointwise, normalise = self.res
-            # In place, as ReLU too: BatchNorm's gradient needs its input, not its output.
-            y = y.add_(normalise(pointwise(x), packing))
+            y = y.add_(self.res(x))  # in place, as ReLU too: BatchNorm's gradient needs its input, not its output
         return self.out(y), packing
 
 

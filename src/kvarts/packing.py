@@ -1,12 +1,8 @@
 """Ragged batches without padding: the valid frames of all utterances as rows of one matrix.
 
 Pointwise convolutions, BatchNorm and ReLU treat every frame alike, so padding never enters them: they work on packed
-frames (rows, channels), one utterance after the other. Only depthwise convolutions see neighbours in time; what they
-read beyond an utterance's ends is zero.
-
-On a CPU some spare rows may follow the frames. They count nowhere and their gradient is zero. They are there because
-oneDNN generates its bfloat16 matrix product anew for every number of rows, and every batch has its own: with steps of a
-sixteenth in their number, those of earlier batches serve again.
+frames (sum of lengths, channels), one utterance after the other. Only depthwise convolutions see neighbours in time;
+what they read beyond an utterance's ends is zero.
 """
 
 from __future__ import annotations
@@ -26,76 +22,58 @@ class Packing:
 
     Attributes:
         offsets: (batch + 1,) int64; utterance b has the packed rows offsets[b] up to offsets[b + 1].
-        num_frames: rows that are frames.
-        num_rows: rows of a packed matrix, spare ones included.
-        is_full: nothing is padded, and no row is spare.
+        is_full: nothing is padded.
     """
 
     def __init__(self, lengths: Tensor, time: int) -> None:
         self.lengths = lengths
         self.time = time
         self.offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        self.num_frames = int(self.offsets[-1])
-        self.is_full = self.num_frames == len(lengths) * time
-        spare = not self.is_full and lengths.device.type == "cpu"
-        self.num_rows = _rounded_up(self.num_frames) if spare else self.num_frames
+        self.is_full = bool((lengths == time).all())
         self._places: dict[tuple[int, int], Tensor] = {}
-        self._frames: Tensor | None = None
+        self._rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def frames(self) -> Tensor:
-        """(num_frames,) int64: where in (batch · time) each packed frame belongs."""
-        if self._frames is None:
+    def rows(self) -> Tensor:
+        """(frames,) int64: where in (batch · time) each packed frame belongs."""
+        if self._rows is None:
             inside = torch.arange(self.time, device=self.lengths.device) < self.lengths.unsqueeze(1)
-            self._frames = inside.flatten().nonzero().squeeze(1)
-        return self._frames
+            self._rows = inside.flatten().nonzero().squeeze(1)
+        return self._rows
 
     def places(self, before: int, total: int) -> Tensor:
         """(batch, total) int64: the packed row of each place, from `before` frames ahead of the first one on.
 
-        Places outside an utterance have the row behind the last, `num_rows`.
+        Places outside an utterance have the row behind the last, `offsets[-1]`.
         """
         if (before, total) not in self._places:
             time = torch.arange(-before, total - before, device=self.lengths.device)
             inside = (time >= 0) & (time < self.lengths.unsqueeze(1))
-            self._places[before, total] = torch.where(inside, time + self.offsets[:-1].unsqueeze(1), self.num_rows)
+            self._places[before, total] = torch.where(inside, time + self.offsets[:-1].unsqueeze(1), self.offsets[-1])
         return self._places[before, total]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Packed frames (num_rows, channels) to (batch, time, channels), zero beyond each length; differentiable."""
+        """Packed frames (frames, channels) to (batch, time, channels), zero beyond each length; differentiable."""
         if self.is_full:
             return packed.view(len(self), self.time, -1)
         padded: Tensor = _Pad.apply(packed, self)  # type: ignore[no-untyped-call]
         return padded
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(batch, time, channels) to packed frames (num_rows, channels), spare rows zero; differentiable."""
+        """(batch, time, channels) to packed frames (frames, channels); differentiable."""
         if self.is_full:
             return padded.reshape(-1, padded.shape[2])
         packed: Tensor = _Pack.apply(padded, self)  # type: ignore[no-untyped-call]
         return packed
 
 
-def _rounded_up(number: int) -> int:
-    """To five significant bits: at most a sixteenth more."""
-    unit: int = 1 << max(0, number.bit_length() - 5)
-    return -(-number // unit) * unit
-
-
 def take_rows(packed: Tensor, places: Tensor) -> Tensor:
-    """Rows of `packed` (rows, channels) at `places` (any shape, int64), a zero row where a place is `rows`."""
+    """Rows of `packed` (frames, channels) at `places` (any shape, int64), a zero row where a place is `frames`."""
     # A row of zeros at the end costs a copy, and is still five times as fast as index_copy_ on a CPU.
     with_zero = torch.cat((packed, packed.new_zeros(1, packed.shape[1])))
     return with_zero.index_select(0, places.flatten()).view(*places.shape, packed.shape[1])
-
-
-def _packed(padded: Tensor, packing: Packing) -> Tensor:
-    packed = padded.new_empty(packing.num_rows, padded.shape[2])
-    torch.index_select(padded.reshape(-1, padded.shape[2]), 0, packing.frames(), out=packed[: packing.num_frames])
-    packed[packing.num_frames :].zero_()
-    return packed
 
 
 class _Pad(torch.autograd.Function):
@@ -106,14 +84,14 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _packed(grad, ctx.packing), None
+        return grad.reshape(-1, grad.shape[2]).index_select(0, ctx.packing.rows()), None
 
 
 class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return _packed(padded, packing)
+        return padded.reshape(-1, padded.shape[2]).index_select(0, packing.rows())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
