@@ -1,10 +1,10 @@
 """The depthwise convolution over packed frames, forward and both gradients: nine parts of a hundred of the
 network's arithmetic, and half of a training step where it is left to `conv1d`.
 
-On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 100 to 150 GFLOP/s on two cores, of
-about 190 that a matrix product reaches there; without one they are channels-last 2-D convolutions of PyTorch, whose
-gradient by weight is slower. `conv1d` reaches 2 to 5. `python benchmarks/depthwise.py` measures all of them. On a GPU
-they are Triton kernels (`kvarts.depthwise_triton`) where Triton is installed.
+On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 60 to 150 GFLOP/s on two cores, by how
+busy they are, of 150 to 190 that a matrix product reaches there; without one they are channels-last 2-D convolutions of
+PyTorch, whose gradient by weight is slower. `conv1d` reaches 3 to 16. `python benchmarks/depthwise.py` measures all of
+them. On a GPU they are Triton kernels (`kvarts.depthwise_triton`) where Triton is installed.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class _CpuDepthwise(torch.autograd.Function):
 
     By input, it is the convolution with the flipped kernel. By weight, it is the correlation of the input with the
     gradient of the output, channel by channel and utterance by utterance: so each pair of both is a channel of its own,
-    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took 0.33 to 0.52 of the
-    time of the library's own gradient by weight (`python benchmarks/depthwise.py`, ratios 1.9 to 3.0).
+    and the gradient its kernel, as long as the utterance. On two cores of an AMD EPYC that took a third to a half
+    of the time of the library's own gradient by weight.
 
     With a dilation, frames t, t + dilation, … meet only each other, so that `dilation` neighbouring frames side by side
     are the channels of an undilated convolution: a view, and 1.9 times faster than the dilated kernel.
