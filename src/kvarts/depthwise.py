@@ -47,8 +47,8 @@ class DepthwiseConv(nn.Conv1d):
         The kernel's norm stays. PyTorch's random kernels weigh all taps alike, and those of QuartzNet span 1.3 to 7
         seconds, 25 of them in a row: what leaves the encoder at random then is a blur of everything said, in which CTC
         is long in finding the letters. With local kernels a frame begins as what was said there. On 78 minutes of one
-        voice (Adam 5e-4, batches of 40 s) 250 steps then reached a CER of 54 % on sentences not heard; without it the
-        network was giving out the commonest letter after 2000.
+        voice (Adam 5e-4, batches of 40 s) the loss was 2.0 a letter after 250 steps, with augmentation, and CER 54 % on
+        sentences not heard; without it 2.9 after 500, even without augmentation, where 3.0 is blind guessing.
         """
         kernel = self.kernel_size[0]
         width = float(self.stride[0]) if self.stride[0] > 1 else 0.5  # frames
