@@ -40,6 +40,7 @@ def test_the_defaults_are_the_course_ones() -> None:
         "optimizer._target_": "torch.optim.Adam",
         "optimizer.lr": 1e-3,
         "model.warmup_steps": 10,
+        "model.tap_decay": 0.0,
         "model.encoder.dropout": 0.0,
         "data.batch_size": 16,
         "augment.features": None,
@@ -265,6 +266,7 @@ MISTAKES = {
     "trainer=cpu": "trainer is a section; set one of trainer.max_steps",
     "optimizer.lr=abc": "optimizer: ",
     # values
+    "model.tap_decay=-1": "model.tap_decay=-1: must be a number from 0 on",
     "data.batch_size=0": "data.batch_size=0: must be a whole number from 1 on",
     "data.num_workers=-1": "data.num_workers=-1: must be a whole number from 0 on, or null",
     "data.cache_mb=-1": "data.cache_mb=-1: must be a whole number from 0 on",

@@ -243,6 +243,15 @@ def test_local_kernels_keep_their_norm_and_lose_their_ends(kernel, stride, dilat
     assert energy[centre - within : centre + within + 1].sum() > 0.98 * energy.sum()
 
 
+def test_taps_decay_with_the_square_of_their_distance():
+    conv = DepthwiseConv(2, 5)
+    nn.init.ones_(conv.weight)
+    conv.decay_taps(0.2)
+    torch.testing.assert_close(conv.weight[:, 0], torch.tensor([[0.2, 0.8, 1.0, 0.8, 0.2]] * 2))
+    conv.decay_taps(0.3)  # taps are not turned round where the rate is above 1
+    torch.testing.assert_close(conv.weight[:, 0], torch.tensor([[0.0, 0.56, 1.0, 0.56, 0.0]] * 2))
+
+
 def test_only_who_asks_gets_local_kernels():
     blocks = [BlockConfig(64, 1, 11, residual=False)]
     networks = []

@@ -72,6 +72,20 @@ def test_the_seed_decides(data_dir, never_killed, tmp_path):
     assert small_run.points(tmp_path / "other") != small_run.points(never_killed)
 
 
+def test_taps_decay_after_the_step_at_its_learning_rate(data_dir, tmp_path):
+    states = []
+    for decay in (0, 40):
+        run_dir = tmp_path / str(decay)
+        small_run.run(data_dir, run_dir, "trainer.max_steps=1", f"model.tap_decay={decay}", "optimizer.lr=1e-2")
+        states.append(read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"])
+    for name, weight in states[0].items():
+        expected = weight.clone()
+        if weight.ndim == 3 and weight.shape[2] > 1:  # depthwise; the first of ten steps of warm-up is at 1e-3
+            taps = weight.shape[2]
+            expected *= (1 - 1e-3 * 40 * (torch.arange(taps) - taps // 2) ** 2).clamp(min=0)
+        torch.testing.assert_close(states[1][name], expected, msg=name)
+
+
 def test_auto_finds_the_newest(tmp_path):
     assert find_resume("auto", tmp_path) is None
     for age, name in enumerate(["2026-01-02", "2026-01-01"]):  # the newest is the one written last, whatever its name

@@ -87,6 +87,7 @@ _RULES: dict[str, Rule] = {
     "evaluate.checkpoint": _choice("best", "last"),
     "model.init_weights": _or_null(_PATH),
     "model.warmup_steps": _whole(0),
+    "model.tap_decay": ("a number from 0 on", lambda value: _is_number(value) and value >= 0),
     "trainer.max_steps": _LIMIT,
     "trainer.max_epochs": _or_null(_LIMIT),
     # Lightning has more, but with the whole model in another precision the features would have to be in it too.

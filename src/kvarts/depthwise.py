@@ -56,6 +56,13 @@ class DepthwiseConv(nn.Conv1d):
         with torch.no_grad():
             self.weight.mul_(envelope * math.sqrt(kernel / float(envelope.square().sum())))
 
+    def decay_taps(self, rate: float) -> None:
+        """Shrinks every tap by `rate` times the square of its distance from the centre in taps; see `QuartzNetCTC`."""
+        kernel = self.kernel_size[0]
+        distance = torch.arange(kernel, device=self.weight.device) - kernel // 2
+        with torch.no_grad():
+            self.weight.mul_((1 - rate * distance.square()).clamp(min=0))
+
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
         """Packed frames (frames, channels) and their packing, to those that leave and theirs."""
         stride, dilation = self.stride[0], self.dilation[0]

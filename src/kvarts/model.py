@@ -19,6 +19,7 @@ from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
 from kvarts.dataset import Batch
 from kvarts.decoder import ConvDecoder
 from kvarts.decoding import greedy
+from kvarts.depthwise import DepthwiseConv
 from kvarts.encoder import QuartzNet, is_distributed
 from kvarts.error_counts import ErrorCounts, word_errors
 from kvarts.errors import CheckpointError, ConfigError, NonFiniteLossError
@@ -54,6 +55,9 @@ class QuartzNetCTC(pl.LightningModule):
         optimizer: makes the optimiser from parameters (Hydra: `_partial_: true`); needed for training only.
         warmup_steps: optimiser steps of linear warm-up before the cosine annealing to 0 at the last step.
         init_weights: a checkpoint to start from (the course's, one of ours, or .safetensors).
+        tap_decay: decoupled weight decay (arXiv 1711.05101) of the depthwise kernels that grows with the square of a
+            tap's distance d from the centre: after every step each is multiplied by 1 - lr · tap_decay · d². Little
+            speech is learnt by heart through the kernels' seconds of context; what is local must be heard.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class QuartzNetCTC(pl.LightningModule):
         optimizer: OptimizerFactory | None = None,
         warmup_steps: int = 10,
         init_weights: str | Path | None = None,
+        tap_decay: float = 0.0,
     ) -> None:
         super().__init__()
         _check_fit(encoder, decoder)
@@ -72,6 +77,7 @@ class QuartzNetCTC(pl.LightningModule):
         self.ctc_loss = nn.CTCLoss(blank=BLANK_ID, reduction="none", zero_infinity=True)
         self._optimizer = optimizer
         self._warmup_steps = warmup_steps
+        self._tap_decay = tap_decay
         self._rng_to_restore: dict[str, Any] | None = None
         self._val_loss = torch.zeros(2, dtype=torch.float64)  # sum over utterances, and their number
         self._batch: Batch | None = None  # the one being trained on, to be named where its gradient is not finite
@@ -150,6 +156,14 @@ class QuartzNetCTC(pl.LightningModule):
                 f"step {self.global_step}: the gradient is not finite for {self._batch.where()}; "
                 "lower the learning rate. The last checkpoint is untouched"
             )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._tap_decay:
+            rate = self._tap_decay * optimizer.param_groups[0]["lr"]
+            for module in self.encoder.modules():
+                if isinstance(module, DepthwiseConv):
+                    module.decay_taps(rate)
 
     def on_validation_epoch_start(self) -> None:
         self.wer.reset()
