@@ -36,7 +36,8 @@ class Step:
         self.device = torch.device(args.device)
         network = CourseNetwork() if self.plain else QuartzNetCTC(QuartzNet(COURSE_BLOCKS), ConvDecoder())
         self.network = network.to(self.device).train()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4)
+        # Ours is fused, as the trainer makes it; see `QuartzNetCTC._fused`.
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4, fused=not self.plain)
         self.frames = mel_frames(samples_of_duration(args.seconds))
         # As bucketing leaves them: the shortest utterance a tenth shorter than the longest.
         lengths = torch.linspace(0.9 * self.frames, self.frames, args.batch).long()

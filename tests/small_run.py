@@ -6,6 +6,7 @@ As a script, `small_run.py RUN_DIR KILL_AT_STEP [overrides]` trains and kills it
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def overrides(data_dir, *more):
 
 def run(data_dir, run_dir, *more):
     return train(compose_config(overrides(data_dir, *more)), Path(run_dir))
+
+
+def kill_at(step, data_dir, run_dir, *more):
+    """A run in a process of its own that dies when this step begins."""
+    killed = subprocess.run(
+        [sys.executable, __file__, str(data_dir), str(run_dir), str(step), *more], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def points(run_dir):

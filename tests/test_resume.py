@@ -1,10 +1,6 @@
 """A run killed with SIGKILL at any step and resumed takes the same steps as one never killed, bit for bit."""
 
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,19 +22,11 @@ def never_killed(data_dir, tmp_path_factory):
     return run_dir
 
 
-def kill_at(step, data_dir, run_dir, *more):
-    script = Path(small_run.__file__)
-    killed = subprocess.run(
-        [sys.executable, str(script), str(data_dir), str(run_dir), str(step), *more], capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-
-
 # Seven batches an epoch, saved every three steps or at the epoch's end, validated every other epoch: step 4 lies within
 # the first epoch, 7 is the first of the second epoch, 14 the first after a validation, 20 the last of all.
 @pytest.mark.parametrize("step", [4, 7, 14, 20])
 def test_killed_and_resumed_equals_never_killed(step, data_dir, never_killed, tmp_path):
-    kill_at(step, data_dir, tmp_path)
+    small_run.kill_at(step, data_dir, tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert step - 3 <= read_checkpoint(last)["global_step"] <= step
     small_run.run(data_dir, tmp_path, f"resume={last}")
@@ -60,7 +48,7 @@ def test_resuming_with_workers_and_accumulation(data_dir, tmp_path):
     more = ("data.num_workers=1", "trainer.accumulate_grad_batches=2", "trainer.max_steps=9")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     small_run.run(data_dir, whole, *more)
-    kill_at(6, data_dir, cut, *more)
+    small_run.kill_at(6, data_dir, cut, *more)
     small_run.run(data_dir, cut, *more, f"resume={cut / 'checkpoints' / 'last.ckpt'}")
     assert small_run.points(cut) == small_run.points(whole)
 

@@ -68,7 +68,8 @@ class Batch:
     def where(self, selected: Tensor | None = None) -> str:
         """``file:line`` of the utterances (of those `selected`, (batch,) bool), for messages."""
         chosen = [True] * len(self.utterances) if selected is None else selected.tolist()
-        return ", ".join(u.where for u, is_chosen in zip(self.utterances, chosen, strict=True) if is_chosen)
+        places = (u.where for u, is_chosen in zip(self.utterances, chosen, strict=True) if is_chosen)
+        return ", ".join(dict.fromkeys(places))  # once where two views of an utterance are in the batch
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""

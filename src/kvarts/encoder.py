@@ -60,6 +60,10 @@ class PointwiseConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.squeeze(2), self.bias)
 
+    def without_bias(self, x: Tensor) -> Tensor:
+        """The matrix product alone."""
+        return F.linear(x, self.weight.squeeze(2))
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation (arXiv 1502.03167) of packed frames (frames, channels).
@@ -82,17 +86,30 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(frames, channels) in and out."""
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(frames, channels) in and out.
+
+        Args:
+            shift: (channels,), in training only: what was not added to the frames, for it is the same in all of them,
+                and their mean would take it away again. The running mean has to know of it; its gradient is 0.
+        """
+        bias = self.bias if shift is None else self.bias + 0 * shift  # DDP wants a gradient of every parameter
+        y = self._apply_statistics(x, bias)
         if self.training:
             self.num_batches_tracked.add_(1)
+            if shift is not None:
+                # `.data`, for autograd keeps the buffer, though the gradient of training does not read it.
+                self.running_mean.data.add_(shift.detach(), alpha=self.momentum)
+        return y
+
+    def _apply_statistics(self, x: Tensor, bias: Tensor) -> Tensor:
         # A single frame has a variance of 0, of which the library's unbiased estimate is 0 / 0.
         if self.training and (is_distributed() or len(x) == 1):
-            return self._joint(x)
+            return self._joint(x, bias)
         return torch.batch_norm(
             x,
             self.weight,
-            self.bias,
+            bias,
             self.running_mean,
             self.running_var,
             self.training,
@@ -101,9 +118,9 @@ class BatchNorm(nn.Module):
             torch.backends.cudnn.enabled,
         )
 
-    def _joint(self, x: Tensor) -> Tensor:
+    def _joint(self, x: Tensor, bias: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            y, mean, variance, count = _JointNormalisation.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+            y, mean, variance, count = _JointNormalisation.apply(x, self.weight, bias, self.eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)
@@ -168,6 +185,18 @@ def _joint_statistics(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total, pooled_mean, (sums + counts * (means - pooled_mean).square()).sum(0)
 
 
+def _normalised(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """A pointwise convolution and its BatchNorm.
+
+    In training the bias is left out: the mean would take it away again, and adding it and summing up its gradient are
+    two passes over all frames.
+    """
+    assert isinstance(conv, PointwiseConv)
+    assert isinstance(norm, BatchNorm)
+    y: Tensor = norm(conv.without_bias(x), conv.bias) if norm.training else norm(conv(x))
+    return y
+
+
 class QuartzNetBlock(nn.Module):
     """`repeat` times depthwise, pointwise, BatchNorm (ReLU, dropout between), a residual branch, ReLU and dropout."""
 
@@ -203,13 +232,17 @@ class QuartzNetBlock(nn.Module):
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
         """Packed frames (frames, in_channels) and their packing, to (frames, filters) and theirs."""
         y = x
-        for layer in self.conv:
+        layers = list(self.conv)
+        for index, layer in enumerate(layers):
             if isinstance(layer, DepthwiseConv):
                 y, packing = layer(y, packing)
-            else:
+            elif isinstance(layer, PointwiseConv):
+                y = _normalised(layer, layers[index + 1], y)
+            elif not isinstance(layer, BatchNorm):
                 y = layer(y)
         if self.res is not None:
-            y = y.add_(self.res(x))  # in place, as ReLU too: BatchNorm's gradient needs its input, not its output
+            # In place, as ReLU too: BatchNorm's gradient needs its input, not its output.
+            y = y.add_(_normalised(self.res[0], self.res[1], x))
         return self.out(y), packing
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import kvarts
 from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
+from kvarts.consistency import Consistency
 from kvarts.dataset import Batch
 from kvarts.decoder import ConvDecoder
 from kvarts.decoding import greedy
@@ -58,6 +59,7 @@ class QuartzNetCTC(pl.LightningModule):
         tap_decay: decoupled weight decay (arXiv 1711.05101) of the depthwise kernels that grows with the square of a
             tap's distance d from the centre: after every step each is multiplied by 1 - lr · tap_decay · d². Little
             speech is learnt by heart through the kernels' seconds of context; what is local must be heard.
+        consistency: trains on two views of every utterance that must be read alike; None: on the utterance.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class QuartzNetCTC(pl.LightningModule):
         warmup_steps: int = 10,
         init_weights: str | Path | None = None,
         tap_decay: float = 0.0,
+        consistency: Consistency | None = None,
     ) -> None:
         super().__init__()
         _check_fit(encoder, decoder)
@@ -78,6 +81,7 @@ class QuartzNetCTC(pl.LightningModule):
         self._optimizer = optimizer
         self._warmup_steps = warmup_steps
         self._tap_decay = tap_decay
+        self._consistency = consistency
         self._rng_to_restore: dict[str, Any] | None = None
         self._val_loss = torch.zeros(2, dtype=torch.float64)  # sum over utterances, and their number
         self._batch: Batch | None = None  # the one being trained on, to be named where its gradient is not finite
@@ -109,6 +113,8 @@ class QuartzNetCTC(pl.LightningModule):
         return losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._consistency is not None:
+            batch = self._consistency.views(batch)
         self._batch = batch
         log_probs, lengths = self.log_probs(batch.features, batch.feature_lengths)
         losses = self.losses(log_probs, lengths, batch)
@@ -118,7 +124,8 @@ class QuartzNetCTC(pl.LightningModule):
                 f"step {self.global_step}: the loss is not finite for {batch.where(~finite)}; "
                 "lower the learning rate or look at these utterances. The last checkpoint is untouched"
             )
-        loss = self._joint_mean(losses)
+        differences = 0.0 if self._consistency is None else self._consistency.losses(log_probs, lengths)
+        loss = self._joint_mean(losses + differences)
         self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(losses))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         # Of what is logged, Lightning passes on every n-th step's, counted from 1. The first is for the reader's eye.

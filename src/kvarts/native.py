@@ -149,6 +149,8 @@ def _checked(compiled: DepthwiseLibrary) -> DepthwiseLibrary:
             torch.nn.functional.conv1d(part.t(), weight, padding=kernel // 2, groups=channels).t()
             for part in torch.split(x, lengths)
         ])
-    if not torch.allclose(compiled.forward(x, taps, None, offsets, 1), expected, atol=1e-4):
-        raise _WrongNumbersError("what it compiled gives other numbers")
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        apart = (compiled.forward(x.to(dtype), taps, None, offsets, 1).float() - expected).abs().max()
+        if not apart <= tolerance * expected.abs().max():
+            raise _WrongNumbersError("what it compiled gives other numbers")
     return compiled
