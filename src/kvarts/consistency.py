@@ -6,18 +6,14 @@ heart. It is for little data and many epochs; a step costs what a batch of twice
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from kvarts.dataset import Batch
+from kvarts.dataset import Augmentation, Batch
 from kvarts.errors import ConfigError
-
-Masks = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
 
 
 class Consistency:
@@ -31,7 +27,7 @@ class Consistency:
         ConfigError: a weight that is not above 0.
     """
 
-    def __init__(self, masks: Masks, weight: float = 0.2) -> None:
+    def __init__(self, masks: Augmentation, weight: float = 0.2) -> None:
         if not weight > 0:
             raise ConfigError(f"model.consistency.weight={weight}: must be above 0; model.consistency=null is without")
         self._masks = masks
