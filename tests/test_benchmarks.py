@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from kvarts.checkpoint import load_model
+from kvarts.encoder import QuartzNet
 from kvarts.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +69,18 @@ def test_an_epoch(tmp_path: Path, data: Path) -> None:
 def test_depthwise_convolutions() -> None:
     rows = run("depthwise.py", "--batch", "1", "--frames", "9", "--repeats", "1").splitlines()
     assert [row.split()[0] for row in rows[2:]] == ["float32"] * 6 + ["bfloat16"] * 6
+
+
+def test_the_recipes_for_small_data(tmp_path: Path, data: Path) -> None:
+    """Both train, each on its own network, and the picture has both."""
+    run("small_data.py", "--data", data, "--plain-steps", "2", "--our-steps", "2", "-o", tmp_path)
+    for name in ("plain", "ours"):
+        rows = [json.loads(line) for line in (tmp_path / name / "curve.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if row["metric"] == "val_wer"] == [2]
+    assert "PlainEncoder" in (tmp_path / "plain" / ".hydra" / "config.yaml").read_text()
+    plain = load_model(tmp_path / "plain" / "checkpoints" / "last.ckpt")
+    assert isinstance(plain.encoder, QuartzNet)  # what tests it
+    assert (tmp_path / "small_data.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_curves_of_runs_in_one_picture(tmp_path: Path) -> None:
