@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import shutil
 import stat
 from importlib import resources
 
@@ -16,6 +17,12 @@ from kvarts.packing import Packing
 from kvarts.train import _precision
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or "CC" in os.environ, reason="no C compiler, or another one")
+def test_what_the_compiler_makes_is_used():
+    """Wrong numbers would else leave PyTorch to work, and the tests below to be skipped."""
+    assert native.library() is not None
 
 
 @pytest.fixture
