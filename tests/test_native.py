@@ -1,4 +1,4 @@
-"""The depthwise convolution in C: the numbers of a plain convolution, and what happens where it cannot be had."""
+"""What is computed in C: the numbers of plain PyTorch in float64, and what happens where it cannot be had."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kvarts import native
+from kvarts.batchnorm import BatchNorm
 from kvarts.depthwise import DepthwiseConv
 from kvarts.packing import Packing
 from kvarts.train import _precision
@@ -35,18 +36,26 @@ def fresh(monkeypatch, tmp_path):
     native.library.cache_clear()
 
 
+OLDER = {"no pairs": ["-mno-avx512bf16"], "avx2": ["-mno-avx512f"]}  # x86 without bfloat16, or without wide vectors
+
+
 @pytest.fixture(scope="module")
-def older_processor(tmp_path_factory):
-    """What is compiled where pairs of bfloat16 cannot be multiplied; on other processors than x86 the same as ever."""
-    if native.library() is None:
-        return None
-    flags = [*native._FLAGS, "-mno-avx512bf16"] if platform.machine() == "x86_64" else native._FLAGS
-    path = tmp_path_factory.mktemp("older") / "depthwise.so"
-    source = resources.files("kvarts").joinpath("depthwise.c").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_FLAGS", flags)
-        native._compile(source, ["cc"], path)
-    return native.DepthwiseLibrary(path)
+def libraries(tmp_path_factory):
+    """Backends by name: what this processor uses, what older ones would, and none (PyTorch)."""
+    made = {"native": native.library(), "torch": None}
+    source = resources.files("kvarts").joinpath("native.c").read_bytes()
+    for name, flags in OLDER.items() if made["native"] is not None else ():
+        path = tmp_path_factory.mktemp("older") / "native.so"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "_FLAGS", [*native._FLAGS, *(flags if platform.machine() == "x86_64" else [])])
+            native._compile(source, ["cc"], path)
+        made[name] = native._checked(native.NativeLibrary(path))
+    return made
+
+
+backends = pytest.mark.parametrize(
+    "backend", ["torch", *(pytest.param(name, marks=needs_compiler) for name in ("native", *OLDER))]
+)
 
 
 def plain_gradients(plain, x, lengths, weights):
@@ -59,15 +68,12 @@ def plain_gradients(plain, x, lengths, weights):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (33, 1), (39, 1), (51, 1), (63, 1), (75, 1), (87, 2), (5, 3)])
-@pytest.mark.parametrize(
-    "backend", [pytest.param("native", marks=needs_compiler), pytest.param("older", marks=needs_compiler), "torch"]
-)
+@backends
 @pytest.mark.parametrize("lengths", [[1], [130, 1, 2, 37, 75, 24, 25], [61, 61]])
 def test_ragged_batches_give_the_numbers_of_each_utterance_alone(
-    monkeypatch, older_processor, dtype, kernel, dilation, backend, lengths
+    monkeypatch, libraries, dtype, kernel, dilation, backend, lengths
 ):
-    if backend != "native":
-        monkeypatch.setattr(native, "library", lambda: older_processor if backend == "older" else None)
+    monkeypatch.setattr(native, "library", lambda: libraries[backend])
     draw = torch.Generator().manual_seed(kernel)
     padding = dilation * (kernel - 1) // 2
     ours = DepthwiseConv(32, kernel, 1, dilation)
@@ -87,20 +93,72 @@ def test_ragged_batches_give_the_numbers_of_each_utterance_alone(
         assert (actual.double() - exact).abs().max() <= tolerance * exact.abs().max()
 
 
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_branch", [False, True])
+@pytest.mark.parametrize("frames", [3, 255, 257, 1000])
+def test_batchnorm_sum_and_relu(monkeypatch, libraries, backend, dtype, relu, with_branch, frames):
+    """Outputs, gradients and running statistics as `nn.BatchNorm1d`'s in float64; a bias left out comes in again."""
+    monkeypatch.setattr(native, "library", lambda: libraries[backend])
+    draw = torch.Generator().manual_seed(frames)
+    ours, plain = BatchNorm(64), nn.BatchNorm1d(64)
+    nn.init.normal_(ours.weight, generator=draw), nn.init.normal_(ours.bias, generator=draw)
+    plain.load_state_dict(ours.state_dict())
+    plain.double()
+    shift = torch.randn(64, generator=draw, requires_grad=True)
+    x, branch, grad = torch.randn(3, frames, 64, generator=draw).to(dtype)
+    x = 3 * x + 5
+    leaves = [x.requires_grad_(), *([branch.requires_grad_()] if with_branch else [])]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    y = ours(leaves[0], *leaves[1:], relu=relu, shift=shift)
+    assert y.dtype == dtype
+    y.backward(grad)
+    expected = plain(exact[0] + shift.detach()) + (exact[1] if with_branch else 0)
+    # Where rounding decides on which side of 0 a sum lies, it decides on the gradient too.
+    expected = torch.where(y.detach() > 0, expected, 0.0) if relu else expected
+    expected.backward(grad.double())
+    assert not shift.grad.any()
+    assert ours.num_batches_tracked == 1
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    pairs = [(y, expected), (ours.weight.grad, plain.weight.grad), (ours.bias.grad, plain.bias.grad)]
+    pairs += [(leaf.grad, other.grad) for leaf, other in zip(leaves, exact, strict=True)]
+    pairs += [(ours.running_mean, plain.running_mean), (ours.running_var, plain.running_var)]
+    for actual, reference in pairs:
+        assert (actual.double() - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@needs_compiler
+@pytest.mark.parametrize("frozen", ["x", "branch"])
+def test_what_needs_no_gradient_gets_none(frozen):
+    leaves = {name: torch.randn(5, 32, requires_grad=name != frozen) for name in ("x", "branch")}
+    y = BatchNorm(32)(leaves["x"], leaves["branch"], relu=True)
+    y.sum().backward()  # an expanded, not contiguous gradient
+    assert [name for name, leaf in leaves.items() if leaf.grad is None] == [frozen]
+
+
+@needs_compiler
+def test_nan_goes_through_relu():
+    x = torch.randn(5, 32)
+    x[2, 7] = float("nan")
+    y = BatchNorm(32)(x, relu=True)
+    assert y.isnan().any(0).nonzero().flatten().tolist() == [7]
+
+
 @needs_compiler
 def test_bfloat16_is_rounded_to_the_nearest_and_nan_stays_nan():
     taps, offsets = torch.zeros(3, 16), torch.tensor([0, 4])
     taps[1] = 1.0
     x = torch.randn(4, 16).bfloat16()
     x[2, 3], x[0, 0], x[1, 1] = float("nan"), float("inf"), -0.0
-    y = native.library().forward(x, taps, None, offsets, 1)
+    y = native.library().convolution(x, taps, None, offsets, 1)
     same = x.clone()
     same[1:4, 3] = float("nan")  # 0 · NaN, one frame away
     same[0:2, 0] = torch.tensor([float("inf"), float("nan")])  # 0 · infinity
     y[0, 3] = same[0, 3]  # two frames away: 0 · NaN too where taps go in pairs
     torch.testing.assert_close(y, same, rtol=0, atol=0, equal_nan=True)
     bias = torch.full((16,), 1 + 2**-8)  # half way between two numbers: to the even one, 1
-    y = native.library().forward(torch.zeros(4, 16).bfloat16(), taps, bias, offsets, 1)
+    y = native.library().convolution(torch.zeros(4, 16).bfloat16(), taps, bias, offsets, 1)
     assert (y == 1).all()
 
 
@@ -114,7 +172,7 @@ def test_threads_do_not_change_a_bit():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(native.library().backward(x, g, taps, offsets, 1, True))
+            results.append(native.library().convolution_backward(x, g, taps, offsets, 1, True))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -136,17 +194,22 @@ def test_without_a_compiler_pytorch_does_it_and_says_so(fresh, monkeypatch, capl
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.INFO, logger="lightning"):
         assert native.library() is None
-    assert [record.message.startswith("depthwise convolutions: PyTorch's") for record in caplog.records] == [True]
+    (record,) = caplog.records
+    assert record.message.startswith("convolutions and normalisation: PyTorch's")
     conv = DepthwiseConv(16, 3)
     y, _ = conv(torch.ones(4, 16), Packing(torch.tensor([4]), 4))
     assert y.shape == (4, 16)
 
 
 @needs_compiler
-@pytest.mark.parametrize("mistake", [r"s/sum + a \* b/sum + a + b/", "s/0x7fff +/0x7fffff +/"], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    "mistake",
+    [r"s/sum + a \* b/sum + a + b/", "s/0x7fff +/0x7fffff +/", "s/apart \\* apart/apart/"],
+    ids=["convolution", "bfloat16", "normalisation"],
+)
 def test_a_library_that_gives_other_numbers_is_not_used(fresh, monkeypatch, caplog, mistake):
     compiler = fresh / "cc"
-    spoil = f'sed -i "{mistake}" depthwise.c'
+    spoil = f'sed -i "{mistake}" native.c'
     compiler.write_text(f'#!/bin/sh\ntest "$1" = --version || {spoil}\nexec cc "$@"\n')
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CC", str(compiler))

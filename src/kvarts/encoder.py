@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own customary name
 from torch import Tensor, nn
 
+from kvarts.batchnorm import BatchNorm
 from kvarts.depthwise import DepthwiseConv
 from kvarts.errors import ConfigError
 from kvarts.packing import Packing
@@ -65,136 +64,19 @@ class PointwiseConv(nn.Conv1d):
         return F.linear(x, self.weight.squeeze(2))
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation (arXiv 1502.03167) of packed frames (frames, channels).
-
-    Same parameters, buffers and arithmetic as `torch.nn.BatchNorm1d`, statistics in float32 also of bfloat16 frames;
-    with several processes they are those of the joint batch, so that DDP gives the gradients of one process.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """(frames, channels) in and out.
-
-        Args:
-            shift: (channels,), in training only: what was not added to the frames, for it is the same in all of them,
-                and their mean would take it away again. The running mean has to know of it; its gradient is 0.
-        """
-        bias = self.bias if shift is None else self.bias + 0 * shift  # DDP wants a gradient of every parameter
-        y = self._apply_statistics(x, bias)
-        if self.training:
-            self.num_batches_tracked.add_(1)
-            if shift is not None:
-                # `.data`, for autograd keeps the buffer, though the gradient of training does not read it.
-                self.running_mean.data.add_(shift.detach(), alpha=self.momentum)
-        return y
-
-    def _apply_statistics(self, x: Tensor, bias: Tensor) -> Tensor:
-        # A single frame has a variance of 0, of which the library's unbiased estimate is 0 / 0.
-        if self.training and (is_distributed() or len(x) == 1):
-            return self._joint(x, bias)
-        return torch.batch_norm(
-            x,
-            self.weight,
-            bias,
-            self.running_mean,
-            self.running_var,
-            self.training,
-            self.momentum,
-            self.eps,
-            torch.backends.cudnn.enabled,
-        )
-
-    def _joint(self, x: Tensor, bias: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            y, mean, variance, count = _JointNormalisation.apply(x, self.weight, bias, self.eps)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        return y  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
-
-
-class _JointNormalisation(torch.autograd.Function):
-    """Batch normalisation in training over the frames of all ranks; analytic gradient in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        frames = x.to(weight.dtype)  # float32 also of a bfloat16 x
-        count, mean, squares = _joint_statistics(frames)
-        variance = squares / count
-        scale = torch.rsqrt(variance + eps)
-        normalised = (frames - mean).mul_(scale)
-        ctx.save_for_backward(normalised, weight, scale, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return torch.addcmul(bias, normalised, weight).to(x.dtype), mean, variance, count
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        normalised, weight, scale, count = ctx.saved_tensors
-        grad = grad_y.to(weight.dtype)
-        grad_bias = grad.sum(0)
-        grad_weight = (grad * normalised).sum(0)
-        sums = torch.stack((grad_bias, grad_weight))
-        if is_distributed():
-            dist.all_reduce(sums)
-        mean_grad, mean_grad_normalised = sums / count
-        grad_x = (grad - mean_grad).addcmul_(normalised, mean_grad_normalised, value=-1.0).mul_(weight * scale)
-        return grad_x.to(grad_y.dtype), grad_weight, grad_bias, None
-
-
-def is_distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _joint_statistics(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of frames, their mean and the sum of their squared distances from it, of all ranks together.
-
-    Every rank's are pooled (Chan, Golub and LeVeque 1979) with one collective.
-    """
-    count, mean = frames.new_tensor(float(len(frames))), frames.mean(0)
-    squares = (frames - mean).square_().sum(0)
-    if not is_distributed():
-        return count, mean, squares
-    own = torch.cat((count.reshape(1), mean, squares))
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    ranks = torch.stack(gathered)
-    counts, means, sums = ranks[:, :1], ranks[:, 1 : 1 + len(mean)], ranks[:, 1 + len(mean) :]
-    total = counts.sum()
-    pooled_mean = (counts * means).sum(0) / total
-    return total, pooled_mean, (sums + counts * (means - pooled_mean).square()).sum(0)
-
-
-def _normalised(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """A pointwise convolution and its BatchNorm.
+def _normalised(
+    conv: nn.Module, norm: nn.Module, x: Tensor, branch: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """A pointwise convolution, its BatchNorm and what follows there.
 
     In training the bias is left out: the mean would take it away again, and adding it and summing up its gradient are
     two passes over all frames.
     """
     assert isinstance(conv, PointwiseConv)
     assert isinstance(norm, BatchNorm)
-    y: Tensor = norm(conv.without_bias(x), conv.bias) if norm.training else norm(conv(x))
-    return y
+    if norm.training:
+        return norm(conv.without_bias(x), branch, relu, shift=conv.bias)  # type: ignore[no-any-return]
+    return norm(conv(x), branch, relu)  # type: ignore[no-any-return]
 
 
 class QuartzNetBlock(nn.Module):
@@ -232,18 +114,16 @@ class QuartzNetBlock(nn.Module):
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
         """Packed frames (frames, in_channels) and their packing, to (frames, filters) and theirs."""
         y = x
-        layers = list(self.conv)
-        for index, layer in enumerate(layers):
+        last = len(self.conv) - 2
+        for index, layer in enumerate(self.conv):
             if isinstance(layer, DepthwiseConv):
                 y, packing = layer(y, packing)
-            elif isinstance(layer, PointwiseConv):
-                y = _normalised(layer, layers[index + 1], y)
-            elif not isinstance(layer, BatchNorm):
+            elif isinstance(layer, PointwiseConv):  # with its BatchNorm, and the ReLU that follows in here or in `out`
+                branch = _normalised(self.res[0], self.res[1], x) if self.res is not None and index == last else None
+                y = _normalised(layer, self.conv[index + 1], y, branch, relu=True)
+            elif isinstance(layer, nn.Dropout):
                 y = layer(y)
-        if self.res is not None:
-            # In place, as ReLU too: BatchNorm's gradient needs its input, not its output.
-            y = y.add_(_normalised(self.res[0], self.res[1], x))
-        return self.out(y), packing
+        return self.out[1](y), packing
 
 
 class QuartzNet(nn.Module):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 import kvarts
 from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
+from kvarts.batchnorm import is_distributed
 from kvarts.consistency import Consistency
 from kvarts.dataset import Batch
 from kvarts.decoder import ConvDecoder
 from kvarts.decoding import greedy
 from kvarts.depthwise import DepthwiseConv
-from kvarts.encoder import QuartzNet, is_distributed
+from kvarts.encoder import QuartzNet
 from kvarts.error_counts import ErrorCounts, word_errors
 from kvarts.errors import CheckpointError, ConfigError, NonFiniteLossError
 from kvarts.features import FEATURE_SETTINGS, N_MELS

@@ -1,8 +1,8 @@
-"""The depthwise convolution in C (depthwise.c), where a C compiler is at hand.
+"""The depthwise convolution and batch normalisation in C (native.c), where a C compiler is at hand.
 
 The first training or recognition on a machine compiles the one file for exactly this processor, in about a second, and
 keeps the library in the user's cache folder. Before it is used, it has to give PyTorch's numbers. Without a compiler
-(or with CC=false in the environment) PyTorch's own convolutions do the same work, in two to three times the time.
+(or with CC=false in the environment) PyTorch's own functions do the same work, in two to three times the time.
 """
 
 from __future__ import annotations
@@ -27,40 +27,71 @@ from kvarts.files import cache_dir
 
 logger = logging.getLogger("lightning")
 
-LANES = 16  # the C file's: it works on whole groups of so many channels
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-class DepthwiseLibrary:
+class NativeLibrary:
     """The compiled functions, on packed frames (frames, channels), float32 or bfloat16, of 16 · n channels."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._forward, self._backward = library.forward, library.backward
-        self._forward.argtypes = [pointer] * 5 + [number] * 4 + [ctypes.c_int] * 2
-        self._backward.argtypes = [pointer] * 7 + [number] * 4 + [ctypes.c_int] * 2
+        pointer, number, flag, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+        self._convolution, self._convolution_backward = library.convolution, library.convolution_backward
+        self._convolution.argtypes = [pointer] * 5 + [number] * 4 + [flag] * 2
+        self._convolution_backward.argtypes = [pointer] * 7 + [number] * 4 + [flag] * 2
+        self._normalise, self._normalise_backward = library.normalise, library.normalise_backward
+        self._normalise.argtypes = [pointer] * 7 + [number] * 2 + [real] + [flag] * 3
+        self._normalise_backward.argtypes = [pointer] * 10 + [number] * 2 + [real] + [flag] * 2
+        self._normalise.restype = self._normalise_backward.restype = None
 
-    def forward(self, x: Tensor, taps: Tensor, bias: Tensor | None, offsets: Tensor, dilation: int) -> Tensor:
-        """The convolution of x by taps (kernel, channels) float32, plus bias (channels,) float32; like x."""
+    def convolution(self, x: Tensor, taps: Tensor, bias: Tensor | None, offsets: Tensor, dilation: int) -> Tensor:
+        """The depthwise convolution of x by taps (kernel, channels) float32, plus bias (channels,) float32; like x."""
         y = torch.empty_like(x)
-        shift = None if bias is None else bias.data_ptr()
-        _check(
-            self._forward(x.data_ptr(), taps.data_ptr(), shift, y.data_ptr(), *self._shape(x, taps, offsets, dilation))
-        )
+        pointers = _pointers(x, taps, bias, y)
+        _check(self._convolution(*pointers, *self._shape(x, taps, offsets, dilation)))
         return y
 
-    def backward(
+    def convolution_backward(
         self, x: Tensor, grad_y: Tensor, taps: Tensor, offsets: Tensor, dilation: int, by_input: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Gradients by x (like it, if asked for), by taps (kernel, channels) and by bias (channels,), float32."""
         grad_x = torch.empty_like(x) if by_input else None
         grad_taps, grad_bias = torch.empty_like(taps), taps.new_empty(taps.shape[1])
-        pointers = [
-            None if tensor is None else tensor.data_ptr() for tensor in (x, grad_y, taps, grad_x, grad_taps, grad_bias)
-        ]
-        _check(self._backward(*pointers, *self._shape(x, taps, offsets, dilation)))
+        pointers = _pointers(x, grad_y, taps, grad_x, grad_taps, grad_bias)
+        _check(self._convolution_backward(*pointers, *self._shape(x, taps, offsets, dilation)))
         return grad_x, grad_taps, grad_bias
+
+    def normalise(
+        self, x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor | None, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Batch normalisation in training, the sum with branch (like x) and ReLU, if wanted.
+
+        weight and bias (channels,) float32. Gives y like x, and the batch's mean and (biased) variance (channels,).
+        """
+        y, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        pointers = _pointers(x, branch, y, weight, bias, mean, variance)
+        self._normalise(*pointers, *x.shape, eps, relu, x.dtype == torch.bfloat16, torch.get_num_threads())
+        return y, mean, variance
+
+    def normalise_backward(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        grad_y: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        by_input: bool,
+        by_branch: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Gradients by x, by what was added, by weight and by bias; y is what came out of ReLU, None without one."""
+        grad_x = torch.empty_like(x) if by_input else None
+        grad_branch = torch.empty_like(x) if by_branch else None
+        grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+        pointers = _pointers(x, y, grad_y, grad_x, grad_branch, weight, mean, variance, grad_weight, grad_bias)
+        self._normalise_backward(*pointers, *x.shape, eps, x.dtype == torch.bfloat16, torch.get_num_threads())
+        return grad_x, grad_branch, grad_weight, grad_bias
 
     @staticmethod
     def _shape(x: Tensor, taps: Tensor, offsets: Tensor, dilation: int) -> tuple[int, ...]:
@@ -69,36 +100,52 @@ class DepthwiseLibrary:
         return offsets.data_ptr(), len(offsets) - 1, channels, kernel, dilation, is_bfloat16, torch.get_num_threads()
 
 
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
 def _check(failed: int) -> None:
     if failed:
         raise MemoryError("the depthwise convolution found no memory for its buffers")
 
 
-def suits(x: Tensor) -> bool:
-    """Whether the C functions can take such frames (frames, channels)."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % LANES == 0
+def for_convolution(x: Tensor) -> NativeLibrary | None:
+    """The compiled functions, if they can convolve such frames (frames, channels)."""
+    return library() if _has_groups_of(16, x) else None
+
+
+def for_normalisation(x: Tensor) -> NativeLibrary | None:
+    """The compiled functions, if they can normalise such frames (frames, channels)."""
+    return library() if _has_groups_of(32, x) else None
+
+
+def _has_groups_of(channels: int, x: Tensor) -> bool:
+    """The C file's tasks are of whole groups of so many channels."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % channels == 0
 
 
 @functools.cache
-def library() -> DepthwiseLibrary | None:
+def library() -> NativeLibrary | None:
     """The compiled functions, made on the first call; None where they cannot be had."""
-    source = resources.files("kvarts").joinpath("depthwise.c").read_bytes()
+    source = resources.files("kvarts").joinpath("native.c").read_bytes()
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
-        logger.info("depthwise convolutions: PyTorch's (no C compiler; with one, training is faster)")
-        return None
+        return _instead("no C compiler; with one, training is faster")
     root = cache_dir()
     if root is None:
-        logger.info("depthwise convolutions: PyTorch's (you have no home folder to keep compiled ones in)")
-        return None
+        return _instead("you have no home folder to keep compiled ones in")
     try:
-        path = root / "native" / f"depthwise-{_digest(source, compiler)}.so"
+        path = root / "native" / f"kvarts-{_digest(source, compiler)}.so"
         if not path.is_file():
             _compile(source, compiler, path)
-        return _checked(DepthwiseLibrary(path))
+        return _checked(NativeLibrary(path))
     except (OSError, subprocess.SubprocessError, _WrongNumbersError) as error:
-        logger.info("depthwise convolutions: PyTorch's (%s: %s)", shlex.join(compiler), " ".join(str(error).split()))
-        return None
+        return _instead(f"{shlex.join(compiler)}: {' '.join(str(error).split())}")
+
+
+def _instead(reason: str) -> NativeLibrary | None:
+    logger.info("convolutions and normalisation: PyTorch's (%s)", reason)
+    return None
 
 
 def _digest(source: bytes, compiler: list[str]) -> str:
@@ -126,31 +173,36 @@ def has_bfloat16() -> bool:
 def _compile(source: bytes, compiler: list[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        (Path(folder) / "depthwise.c").write_bytes(source)
-        command = [*compiler, *_FLAGS, "depthwise.c", "-o", "depthwise.so"]
+        (Path(folder) / "native.c").write_bytes(source)
+        command = [*compiler, *_FLAGS, "native.c", "-o", "native.so"]
         subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=120)
-        (Path(folder) / "depthwise.so").replace(path)  # whole or not at all, whoever else is at it
+        (Path(folder) / "native.so").replace(path)  # whole or not at all, whoever else is at it
 
 
 class _WrongNumbersError(Exception):
     pass
 
 
-def _checked(compiled: DepthwiseLibrary) -> DepthwiseLibrary:
-    """The library, if it gives the numbers of a plain convolution for a ragged batch of three utterances."""
+def _checked(compiled: NativeLibrary) -> NativeLibrary:
+    """The library, if it gives PyTorch's numbers for a ragged batch of three utterances."""
     draw = torch.Generator().manual_seed(0)
-    lengths, channels, kernel = [40, 1, 7], LANES, 11
+    lengths, channels, kernel = [40, 1, 7], 32, 11
     x = torch.randn(sum(lengths), channels, generator=draw)
     taps = torch.randn(kernel, channels, generator=draw)
+    scale, shift = torch.randn(2, channels, generator=draw)
     offsets = torch.tensor([0, 40, 41, 48])
     weight = taps.t().unsqueeze(1)
     with torch.autocast("cpu", enabled=False):
-        expected = torch.cat([
+        convolved = torch.cat([
             torch.nn.functional.conv1d(part.t(), weight, padding=kernel // 2, groups=channels).t()
             for part in torch.split(x, lengths)
         ])
+        normalised = torch.nn.functional.batch_norm(x, None, None, scale, shift, training=True)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        apart = (compiled.forward(x.to(dtype), taps, None, offsets, 1).float() - expected).abs().max()
-        if not apart <= tolerance * expected.abs().max():
-            raise _WrongNumbersError("what it compiled gives other numbers")
+        y = compiled.convolution(x.to(dtype), taps, None, offsets, 1)
+        z, _, _ = compiled.normalise(x.to(dtype), scale, shift, None, 1e-5, False)
+        for actual, expected in ((y, convolved), (z, normalised)):
+            apart = (actual.float() - expected).abs().max()
+            if not apart <= tolerance * expected.abs().max():
+                raise _WrongNumbersError("what it compiled gives other numbers")
     return compiled

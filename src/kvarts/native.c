@@ -1,0 +1,442 @@
+/* What no library does fast enough for packed frames (rows, channels), float32 or bfloat16: the depthwise convolution,
+   and batch normalisation with what follows it; forward and all gradients. See kvarts/native.py.
+
+   Depthwise convolution. A task is one utterance (in the backward pass all of them) and 16 channels. It gathers its
+   columns into a buffer of its own, float32, with zeros before and after, because rows of a power of two bytes would
+   fall on each other in the cache; then sums stay in registers while the taps slide over the buffer. Frames t,
+   t + dilation, … meet only each other, so a dilated convolution is `dilation` undilated ones.
+
+   Where the processor multiplies pairs of bfloat16, a vector of that buffer holds 16 pairs: a frame's value in the low
+   half, and the next one's in the high one. One instruction then does two taps (of the gradient by weight: two frames),
+   and sums them in float32.
+
+   Batch normalisation. A task is 32 channels of all rows: they are read from memory once, and stay in the core's own
+   cache for the second and the third time. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#define HAS_PAIRS 1
+#else
+#define HAS_PAIRS 0
+#endif
+
+#define LANES 16 /* channels of a task */
+#if defined(__AVX512F__)
+#define TILE 24 /* sums held at a time; 32 registers of 16 floats */
+#elif defined(__aarch64__)
+#define TILE 6 /* 32 registers of 4 floats */
+#else
+#define TILE 6 /* 16 registers of 8 floats */
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef int32_t signs __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+static inline vec load(const void *rows, int64_t index, int bf16) {
+    if (bf16) {
+        halves h;
+        memcpy(&h, (const uint16_t *)rows + index, sizeof h);
+        return (vec)(__builtin_convertvector(h, words) << 16);
+    }
+    vec v;
+    memcpy(&v, (const float *)rows + index, sizeof v);
+    return v;
+}
+
+/* To the nearest bfloat16, ties to even; NaN stays NaN. In the low halves. */
+static inline words rounded(vec v) {
+    words u = (words)v, nan = (words)(v != v);
+    u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    return (u & ~nan) | (0x7fc0 & nan);
+}
+
+static inline void store(void *rows, int64_t index, int bf16, vec v) {
+    if (bf16) {
+        halves h = __builtin_convertvector(rounded(v), halves);
+        memcpy((uint16_t *)rows + index, &h, sizeof h);
+    } else {
+        memcpy((float *)rows + index, &v, sizeof v);
+    }
+}
+
+/* 16 numbers of each of `frames` rows, from `index` on, `pitch` apart, with `margin` zero vectors before and after. */
+static void gather(vec *buffer, const void *rows, int64_t index, int64_t pitch, int64_t frames, int64_t margin,
+                   int bf16) {
+    memset(buffer, 0, margin * sizeof *buffer);
+    for (int64_t t = 0; t < frames; t++)
+        buffer[margin + t] = load(rows, index + t * pitch, bf16);
+    memset(buffer + margin + frames, 0, margin * sizeof *buffer);
+}
+
+/* The same in pairs of neighbouring frames; what would pair with a frame behind the buffer's end is 0. */
+static void gather_pairs(vec *buffer, const void *rows, int64_t index, int64_t pitch, int64_t frames, int64_t margin) {
+    gather(buffer, rows, index, pitch, frames, margin, 1);
+    const int64_t room = frames + 2 * margin;
+    for (int64_t t = 0; t < room; t++) /* a bfloat16 is the upper half of a float */
+        buffer[t] = (vec)(((words)buffer[t] >> 16) | (t + 1 < room ? (words)buffer[t + 1] : (words){0}));
+}
+
+/* taps[0], taps[1], … of 16 channels in steps of `step` floats; in pairs the last, odd one pairs with 0. */
+static void gather_taps(vec *taps, const float *weight, int64_t step, int64_t kernel, const int pairs) {
+    for (int64_t j = 0; j < kernel; j += 1 + pairs) {
+        const vec tap = load(weight, j * step, 0);
+        if (pairs) {
+            const vec next = j + 1 < kernel ? load(weight, (j + 1) * step, 0) : (vec){0};
+            taps[j / 2] = (vec)(rounded(tap) | (rounded(next) << 16));
+        } else {
+            taps[j] = tap;
+        }
+    }
+}
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec multiply_add(vec sum, vec a, vec b, const int pairs) {
+#if HAS_PAIRS
+    if (pairs)
+        return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    return sum + a * b;
+}
+
+/* sums[i] += sum_j taps[j] x[i + j step] for `number` sums; step is 2 for pairs. Two taps at a time, so that what is
+   loaded serves two sums: else loads, not multiplications, set the pace. */
+INLINE void slide(vec *sums, const vec *x, const vec *taps, int64_t number_of_taps, const int pairs, const int number) {
+    const int step = 1 + pairs;
+    vec sum[TILE];
+#pragma GCC unroll 32
+    for (int i = 0; i < number; i++)
+        sum[i] = sums[i];
+    int64_t j = 0;
+    for (; j + 2 <= number_of_taps; j += 2) {
+        const vec first = taps[j], second = taps[j + 1], *at = x + j * step;
+#pragma GCC unroll 32
+        for (int i = 0; i < number + step; i++) {
+            const vec value = at[i];
+            if (i < number)
+                sum[i] = multiply_add(sum[i], value, first, pairs);
+            if (i >= step)
+                sum[i - step] = multiply_add(sum[i - step], value, second, pairs);
+        }
+    }
+    if (j < number_of_taps) {
+        const vec last = taps[j], *at = x + j * step;
+#pragma GCC unroll 32
+        for (int i = 0; i < number; i++)
+            sum[i] = multiply_add(sum[i], at[i], last, pairs);
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < number; i++)
+        sums[i] = sum[i];
+}
+
+/* out[t] = bias + sum_j taps[j] x[t + j] for all frames; x begins `margin` before the first one. What does not fill a
+   tile at the end is computed together with frames before it, once more. */
+INLINE void convolve(void *out, int64_t index, int64_t pitch, int64_t frames, int bf16, const vec *x, const vec *taps,
+                     int64_t kernel, vec bias, const int pairs) {
+    const int64_t number_of_taps = pairs ? (kernel + 1) / 2 : kernel;
+    int64_t t = 0;
+#define CONVOLVE(number)                                                                                               \
+    for (; frames >= number && t < frames; t += number) {                                                              \
+        const int64_t from = t + number <= frames ? t : frames - number;                                               \
+        vec sums[number];                                                                                              \
+        for (int i = 0; i < number; i++)                                                                               \
+            sums[i] = bias;                                                                                            \
+        slide(sums, x + from, taps, number_of_taps, pairs, number);                                                    \
+        for (int i = 0; i < number; i++)                                                                               \
+            store(out, index + (from + i) * pitch, bf16, sums[i]);                                                     \
+    }
+    CONVOLVE(TILE);
+    CONVOLVE(TILE / 3);
+    CONVOLVE(1);
+}
+
+/* total[j] += sum_t grad[t] x[t + j] for all taps. Pairs are of neighbouring frames; behind the last of an odd number
+   of frames `grad` pairs it with 0. Of the 33, 39, 51, 63, 75 and 87 taps of QuartzNet, threes remain. */
+INLINE void correlate(vec *total, const vec *x, const vec *grad, int64_t frames, int64_t kernel, const int pairs) {
+    int64_t j = 0;
+#define CORRELATE(number)                                                                                              \
+    for (; kernel - j >= number; j += number)                                                                          \
+    slide(total + j, x + j, grad, frames, pairs, number)
+    CORRELATE(TILE);
+    CORRELATE(TILE / 2);
+#if TILE > 9
+    CORRELATE(9);
+#endif
+    CORRELATE(3);
+    CORRELATE(1);
+}
+
+static int64_t longest(const int64_t *offsets, int64_t batch) {
+    int64_t most = 0;
+    for (int64_t b = 0; b < batch; b++)
+        if (offsets[b + 1] - offsets[b] > most)
+            most = offsets[b + 1] - offsets[b];
+    return most;
+}
+
+static vec *vectors(int64_t number) { return aligned_alloc(sizeof(vec), number * sizeof(vec)); }
+
+/* Frames `phase`, `phase` + dilation, … of an utterance of `frames`. */
+static int64_t of_phase(int64_t frames, int64_t phase, int64_t dilation) {
+    return (frames - phase + dilation - 1) / dilation;
+}
+
+/* One utterance, 16 channels from number `index` on: y of x. */
+INLINE void forward_task(const void *x, void *y, int64_t index, int64_t channels, int64_t frames, int bf16, vec *buffer,
+                         const vec *taps, int64_t kernel, int64_t dilation, vec bias, const int pairs) {
+    const int64_t margin = (kernel - 1) / 2, pitch = dilation * channels;
+    for (int64_t phase = 0; phase < dilation && phase < frames; phase++, index += channels) {
+        const int64_t part = of_phase(frames, phase, dilation);
+        if (pairs)
+            gather_pairs(buffer, x, index, pitch, part, margin);
+        else
+            gather(buffer, x, index, pitch, part, margin, bf16);
+        convolve(y, index, pitch, part, bf16, buffer, taps, kernel, bias, pairs);
+    }
+}
+
+/* One utterance and 16 channels: adds to `total` and `shift`, writes grad_x (unless NULL). */
+INLINE void backward_task(const void *x, const void *grad_y, void *grad_x, int64_t index, int64_t channels,
+                          int64_t frames, int bf16, vec *xs, vec *grads, vec *paired, const vec *flipped, vec *total,
+                          vec *shift, int64_t kernel, int64_t dilation, const int pairs) {
+    const int64_t margin = (kernel - 1) / 2, pitch = dilation * channels;
+    for (int64_t phase = 0; phase < dilation && phase < frames; phase++, index += channels) {
+        const int64_t part = of_phase(frames, phase, dilation);
+        if (pairs) {
+            gather_pairs(xs, x, index, pitch, part, margin);
+            gather_pairs(grads, grad_y, index, pitch, part, margin);
+            for (int64_t t = 0; t < part; t += 2)
+                paired[t / 2] = grads[margin + t];
+            correlate(total, xs, paired, (part + 1) / 2, kernel, pairs);
+        } else {
+            gather(xs, x, index, pitch, part, margin, bf16);
+            gather(grads, grad_y, index, pitch, part, margin, bf16);
+            correlate(total, xs, grads + margin, part, kernel, pairs);
+        }
+        for (int64_t t = 0; t < part; t++)
+            *shift += pairs ? (vec)((words)grads[margin + t] << 16) : grads[margin + t];
+        if (grad_x)
+            convolve(grad_x, index, pitch, part, bf16, grads, flipped, kernel, (vec){0}, pairs);
+    }
+}
+
+/* weight (kernel, channels) float32, bias (channels) float32 or NULL, x and y (rows, channels); offsets (batch + 1).
+   Returns 0, or 1 where memory ran out. */
+int convolution(const void *x, const float *weight, const float *bias, void *y, const int64_t *offsets, int64_t batch,
+                int64_t channels, int64_t kernel, int64_t dilation, int bf16, int threads) {
+    const int64_t margin = (kernel - 1) / 2, most = longest(offsets, batch);
+    const int pairs = HAS_PAIRS && bf16;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        vec *buffer = vectors(most + 2 * margin), *taps = vectors(kernel);
+        if (!buffer || !taps) {
+#pragma omp atomic write
+            failed = 1;
+        } else {
+#pragma omp for collapse(2) schedule(static)
+            for (int64_t channel = 0; channel < channels; channel += LANES)
+                for (int64_t b = 0; b < batch; b++) {
+                    const int64_t index = offsets[b] * channels + channel, frames = offsets[b + 1] - offsets[b];
+                    const vec shift = bias ? load(bias, channel, 0) : (vec){0};
+                    gather_taps(taps, weight + channel, channels, kernel, pairs);
+                    if (pairs) /* a constant for the compiler */
+                        forward_task(x, y, index, channels, frames, bf16, buffer, taps, kernel, dilation, shift, 1);
+                    else
+                        forward_task(x, y, index, channels, frames, bf16, buffer, taps, kernel, dilation, shift, 0);
+                }
+        }
+        free(buffer);
+        free(taps);
+    }
+    return failed;
+}
+
+/* From grad_y (rows, channels): grad_x like it (or NULL), grad_weight (kernel, channels) and grad_bias (channels),
+   float32. Returns 0, or 1 where memory ran out. */
+int convolution_backward(const void *x, const void *grad_y, const float *weight, void *grad_x, float *grad_weight,
+                         float *grad_bias, const int64_t *offsets, int64_t batch, int64_t channels, int64_t kernel,
+                         int64_t dilation, int bf16, int threads) {
+    const int64_t margin = (kernel - 1) / 2, most = longest(offsets, batch);
+    const int pairs = HAS_PAIRS && bf16;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t room = most + 2 * margin;
+        vec *xs = vectors(room), *grads = vectors(room), *paired = vectors(room / 2 + 1);
+        vec *taps = vectors(kernel), *total = vectors(kernel);
+        if (!xs || !grads || !paired || !taps || !total) {
+#pragma omp atomic write
+            failed = 1;
+        } else {
+#pragma omp for schedule(static)
+            for (int64_t channel = 0; channel < channels; channel += LANES) {
+                vec shift = {0};
+                memset(total, 0, kernel * sizeof *total);
+                /* by input: the flipped kernel */
+                gather_taps(taps, weight + (kernel - 1) * channels + channel, -channels, kernel, pairs);
+                for (int64_t b = 0; b < batch; b++) {
+                    const int64_t index = offsets[b] * channels + channel, frames = offsets[b + 1] - offsets[b];
+                    if (pairs)
+                        backward_task(x, grad_y, grad_x, index, channels, frames, bf16, xs, grads, paired, taps,
+                                      total, &shift, kernel, dilation, 1);
+                    else
+                        backward_task(x, grad_y, grad_x, index, channels, frames, bf16, xs, grads, paired, taps,
+                                      total, &shift, kernel, dilation, 0);
+                }
+                for (int64_t j = 0; j < kernel; j++)
+                    store(grad_weight, j * channels + channel, 0, total[j]);
+                store(grad_bias, channel, 0, shift);
+            }
+        }
+        free(xs);
+        free(grads);
+        free(paired);
+        free(taps);
+        free(total);
+    }
+    return failed;
+}
+
+#define WIDE 2    /* vectors of a task of batch normalisation: in bfloat16 a whole cache line of each row */
+#define CHUNK 256 /* rows whose sum is added to the total as one number: sums of thousands lose fewer bits */
+
+/* Mean over the rows of x - centre, or of its square. */
+INLINE void moment(vec *mean, const void *x, int64_t index, int64_t channels, int64_t rows, const vec *centre,
+                   const int squared, const int bf16) {
+    vec total[WIDE] = {{0}};
+    for (int64_t start = 0; start < rows; start += CHUNK) {
+        vec part[WIDE] = {{0}};
+        for (int64_t t = start; t < rows && t < start + CHUNK; t++)
+#pragma GCC unroll 8
+            for (int v = 0; v < WIDE; v++) {
+                const vec apart = load(x, index + t * channels + v * LANES, bf16) - centre[v];
+                part[v] += squared ? apart * apart : apart;
+            }
+        for (int v = 0; v < WIDE; v++)
+            total[v] += part[v];
+    }
+    for (int v = 0; v < WIDE; v++)
+        mean[v] = total[v] / (float)rows;
+}
+
+static vec inverse_root(vec variance, float eps) {
+    for (int i = 0; i < LANES; i++)
+        variance[i] = 1 / sqrtf(variance[i] + eps);
+    return variance;
+}
+
+/* 32 channels: y = (x - mean) / sqrt(variance + eps) · weight + bias (+ branch, unless NULL), at least 0 if `relu`. */
+INLINE void normalise_task(const void *x, const void *branch, void *y, int64_t channel, int64_t channels, int64_t rows,
+                           const float *weight, const float *bias, float *means, float *variances, float eps,
+                           const int relu, const int bf16) {
+    vec mean[WIDE], variance[WIDE], scale[WIDE], shift[WIDE];
+    const vec zero[WIDE] = {{0}};
+    moment(mean, x, channel, channels, rows, zero, 0, bf16);
+    moment(variance, x, channel, channels, rows, mean, 1, bf16);
+    for (int v = 0; v < WIDE; v++) {
+        store(means, channel + v * LANES, 0, mean[v]);
+        store(variances, channel + v * LANES, 0, variance[v]);
+        scale[v] = load(weight, channel + v * LANES, 0) * inverse_root(variance[v], eps);
+        shift[v] = load(bias, channel + v * LANES, 0);
+    }
+    for (int64_t t = 0; t < rows; t++)
+#pragma GCC unroll 8
+        for (int v = 0; v < WIDE; v++) {
+            const int64_t index = channel + t * channels + v * LANES;
+            vec value = (load(x, index, bf16) - mean[v]) * scale[v] + shift[v];
+            if (branch)
+                value += load(branch, index, bf16);
+            if (relu) /* NaN stays */
+                value = (vec)((words)value & ~(words)(value < 0));
+            store(y, index, bf16, value);
+        }
+}
+
+/* What of the gradient by y passed the ReLU: y is NULL without one. */
+INLINE vec passed(const void *grad_y, const void *y, int64_t index, const int bf16) {
+    const vec grad = load(grad_y, index, bf16);
+    return y ? (vec)((words)grad & ~(words)(load(y, index, bf16) <= 0)) : grad;
+}
+
+/* Of 32 channels; grad_x and grad_branch may be NULL. */
+INLINE void normalise_backward_task(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
+                                    int64_t channel, int64_t channels, int64_t rows, const float *weight,
+                                    const float *means, const float *variances, float *grad_weight, float *grad_bias,
+                                    float eps, const int bf16) {
+    vec mean[WIDE], scale[WIDE], sum[WIDE] = {{0}}, product[WIDE] = {{0}};
+    for (int v = 0; v < WIDE; v++) {
+        mean[v] = load(means, channel + v * LANES, 0);
+        scale[v] = inverse_root(load(variances, channel + v * LANES, 0), eps);
+    }
+    for (int64_t start = 0; start < rows; start += CHUNK) {
+        vec part[WIDE] = {{0}}, products[WIDE] = {{0}};
+        for (int64_t t = start; t < rows && t < start + CHUNK; t++)
+#pragma GCC unroll 8
+            for (int v = 0; v < WIDE; v++) {
+                const int64_t index = channel + t * channels + v * LANES;
+                const vec grad = passed(grad_y, y, index, bf16);
+                part[v] += grad;
+                products[v] += grad * (load(x, index, bf16) - mean[v]);
+                if (grad_branch)
+                    store(grad_branch, index, bf16, grad);
+            }
+        for (int v = 0; v < WIDE; v++) {
+            sum[v] += part[v];
+            product[v] += products[v];
+        }
+    }
+    for (int v = 0; v < WIDE; v++) {
+        product[v] *= scale[v];
+        store(grad_weight, channel + v * LANES, 0, product[v]);
+        store(grad_bias, channel + v * LANES, 0, sum[v]);
+        sum[v] /= (float)rows; /* from here on means, and how much of x's distance from the mean to take away */
+        product[v] *= scale[v] / (float)rows;
+        scale[v] *= load(weight, channel + v * LANES, 0);
+    }
+    if (!grad_x)
+        return;
+    for (int64_t t = 0; t < rows; t++)
+#pragma GCC unroll 8
+        for (int v = 0; v < WIDE; v++) {
+            const int64_t index = channel + t * channels + v * LANES;
+            const vec grad = passed(grad_y, y, index, bf16) - sum[v];
+            store(grad_x, index, bf16, (grad - (load(x, index, bf16) - mean[v]) * product[v]) * scale[v]);
+        }
+}
+
+/* x, branch (or NULL) and y (rows, channels); weight, bias, means, variances (channels) float32; y and the last two are
+   written. */
+void normalise(const void *x, const void *branch, void *y, const float *weight, const float *bias, float *means,
+               float *variances, int64_t rows, int64_t channels, float eps, int relu, int bf16, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
+        if (bf16)
+            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, 1);
+        else
+            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, 0);
+    }
+}
+
+/* From grad_y, and y where there was a ReLU (else NULL): grad_x and grad_branch (or NULL) like it, grad_weight and
+   grad_bias (channels) float32. */
+void normalise_backward(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
+                        const float *weight, const float *means, const float *variances, float *grad_weight,
+                        float *grad_bias, int64_t rows, int64_t channels, float eps, int bf16, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
+        if (bf16)
+            normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
+                                    variances, grad_weight, grad_bias, eps, 1);
+        else
+            normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
+                                    variances, grad_weight, grad_bias, eps, 0);
+    }
+}
