@@ -335,7 +335,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.accelerator=abacus": "trainer: You selected an invalid accelerator name",
         "trainer.strategy=abc": "trainer: You selected an invalid strategy name",
         "++trainer.benchmark=abc": "trainer: ",
-        "model.encoder.dropout=2": "dropout probability has to be between 0 and 1",
+        "model.encoder.dropout=2": "must be a number from 0 to less than 1",
         "model.encoder.blocks=[]": "model.decoder.in_channels=1024: the last block of the encoder has 64 filters",
         "model.encoder.blocks=[{filters:8,repeat:1,kernel:4}]": "the kernel must be odd",
         "model.encoder.blocks=[{filters:8,repeat:0,kernel:3}]": "a block has repeat: 0",

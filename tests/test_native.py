@@ -128,6 +128,35 @@ def test_batchnorm_sum_and_relu(monkeypatch, libraries, backend, dtype, relu, wi
         assert (actual.double() - reference).abs().max() <= tolerance * reference.abs().max()
 
 
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(monkeypatch, libraries, backend, dtype):
+    """Which numbers fall out is even over rows and channels, new in every call and the generator's alone."""
+    monkeypatch.setattr(native, "library", lambda: libraries[backend])
+    norm = BatchNorm(256)
+    nn.init.constant_(norm.bias, 10.0)  # ReLU lets all pass
+    x = torch.randn(1000, 256).to(dtype).requires_grad_()
+    whole = norm(x, relu=True).detach()
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        outputs += [norm(x, relu=True, dropout=0.2), norm(x, relu=True, dropout=0.2)]
+    one, two, one_again, _ = outputs
+    assert torch.equal(one, one_again)
+    fallen = one == 0
+    both = (fallen & (two == 0)).float().mean()
+    assert abs(both - 0.04) < 0.003  # independent of one another
+    assert abs(fallen.float().mean() - 0.2) < 0.004
+    for axis, number in ((0, 1000), (1, 256)):  # 5 standard deviations of a mean of so many
+        assert (fallen.float().mean(axis) - 0.2).abs().max() < 5 * (0.2 * 0.8 / number) ** 0.5
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(one[~fallen], whole[~fallen] / 0.8, rtol=tolerance, atol=0)
+    one.sum().backward()
+    torch.testing.assert_close(norm.bias.grad, (~fallen).sum(0) / 0.8, rtol=1e-2, atol=0)
+    norm.eval()
+    assert torch.equal(norm(x, relu=True, dropout=0.2), norm(x, relu=True))
+
+
 @needs_compiler
 @pytest.mark.parametrize("frozen", ["x", "branch"])
 def test_what_needs_no_gradient_gets_none(frozen):

@@ -1,4 +1,4 @@
-"""Batch normalisation of packed frames, together with what follows it in a block: the residual sum and ReLU.
+"""Batch normalisation of packed frames, together with what follows it in a block: residual sum, ReLU and dropout.
 
 Apart, these are five passes over memory forward and five backward, and took a quarter of a training step in bfloat16;
 on a CPU with a C compiler they are one function each way (`kvarts.native`).
@@ -37,37 +37,46 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(
-        self, x: Tensor, branch: Tensor | None = None, relu: bool = False, shift: Tensor | None = None
+        self,
+        x: Tensor,
+        branch: Tensor | None = None,
+        relu: bool = False,
+        dropout: float = 0.0,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """(frames, channels) in and out.
 
         Args:
             branch: like x, added to the normalised frames.
             relu: what is negative then becomes 0.
+            dropout: in training and after a ReLU, the share of numbers that become 0, while the others grow to
+                1 / (1 - dropout) times. What is drawn depends on PyTorch's generator, and on the path taken here.
             shift: (channels,), in training only: what was not added to the frames, for it is the same in all of them,
                 and their mean would take it away again. The running mean has to know of it; its gradient is 0.
         """
         if not self.training:
-            return _finished(self._librarys(x, self.bias), branch, relu)
+            return _finished(self._librarys(x, self.bias), branch, relu, 0.0)
         self.num_batches_tracked.add_(1)
         bias = self.bias if shift is None else self.bias + 0 * shift  # DDP wants a gradient of every parameter
-        y = self._of_this_batch(x, bias, branch, relu)
+        y = self._of_this_batch(x, bias, branch, relu, dropout)
         if shift is not None:
             # `.data`, for autograd keeps the buffer, though the gradient of training does not read it.
             self.running_mean.data.add_(shift.detach(), alpha=self.momentum)
         return y
 
-    def _of_this_batch(self, x: Tensor, bias: Tensor, branch: Tensor | None, relu: bool) -> Tensor:
+    def _of_this_batch(self, x: Tensor, bias: Tensor, branch: Tensor | None, relu: bool, dropout: float) -> Tensor:
         # A single frame has a variance of 0, of which the library's unbiased estimate is 0 / 0.
         if is_distributed() or len(x) == 1:
             with torch.autocast(x.device.type, enabled=False):
                 y, mean, variance, count = _Joint.apply(x, self.weight, bias, self.eps)  # type: ignore[no-untyped-call]
-            y = _finished(y, branch, relu)
+            y = _finished(y, branch, relu, dropout)
         elif self._is_native(x, branch):
-            y, mean, variance = _Native.apply(x, self.weight, bias, branch, self.eps, relu)  # type: ignore[no-untyped-call]
+            y, mean, variance = _Native.apply(  # type: ignore[no-untyped-call]
+                x, self.weight, bias, branch, self.eps, relu, dropout if relu else 0.0
+            )
             count = x.new_tensor(len(x), dtype=torch.float32)
         else:
-            return _finished(self._librarys(x, bias), branch, relu)
+            return _finished(self._librarys(x, bias), branch, relu, dropout)
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)
@@ -96,45 +105,56 @@ class BatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
 
 
-def _finished(y: Tensor, branch: Tensor | None, relu: bool) -> Tensor:
+def _finished(y: Tensor, branch: Tensor | None, relu: bool, dropout: float) -> Tensor:
     # In place: the gradient of a normalisation needs its input, not its output.
     if branch is not None:
         y = y.add_(branch)
-    return y.relu_() if relu else y
+    if not relu:
+        return y
+    y = y.relu_()
+    return torch.nn.functional.dropout(y, dropout) if dropout else y
 
 
 class _Native(torch.autograd.Function):
-    """In C on the packed frames themselves, the residual sum and ReLU with it."""
+    """In C on the packed frames themselves, with all that follows."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor | None, eps: float, relu: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        branch: Tensor | None,
+        eps: float,
+        relu: bool,
+        dropout: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         library = native.for_normalisation(x)
         assert library is not None
         x = x.contiguous()
         branch = None if branch is None else branch.contiguous()
-        y, mean, variance = library.normalise(x, weight, bias, branch, eps, relu)
+        seed = int(torch.randint(2**32, ())) if dropout else 0
+        y, mean, variance = library.normalise(x, weight, bias, branch, eps, relu, dropout, seed)
         ctx.save_for_backward(x, y if relu else None, weight, mean, variance)
         ctx.mark_non_differentiable(mean, variance)
-        ctx.eps = eps
+        ctx.eps, ctx.dropout = eps, dropout
         return y, mean, variance
 
     @staticmethod
     def backward(
         ctx: Any, grad_y: Tensor, *_: Any
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None, None]:
         x, y, weight, mean, variance = ctx.saved_tensors
         library = native.for_normalisation(x)
         assert library is not None
         grad_y = grad_y.to(x.dtype).contiguous()
-        by_input, _, _, by_branch, _, _ = ctx.needs_input_grad
+        by_input, _, _, by_branch, *_ = ctx.needs_input_grad
         grad_x, grad_branch, grad_weight, grad_bias = library.normalise_backward(
-            x, y, grad_y, weight, mean, variance, ctx.eps, by_input, by_branch and y is not None
+            x, y, grad_y, weight, mean, variance, ctx.eps, ctx.dropout, by_input, by_branch and y is not None
         )
         if by_branch and y is None:
             grad_branch = grad_y
-        return grad_x, grad_weight, grad_bias, grad_branch, None, None
+        return grad_x, grad_weight, grad_bias, grad_branch, None, None, None
 
 
 class _Joint(torch.autograd.Function):

@@ -65,7 +65,12 @@ class PointwiseConv(nn.Conv1d):
 
 
 def _normalised(
-    conv: nn.Module, norm: nn.Module, x: Tensor, branch: Tensor | None = None, relu: bool = False
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    branch: Tensor | None = None,
+    relu: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """A pointwise convolution, its BatchNorm and what follows there.
 
@@ -75,7 +80,7 @@ def _normalised(
     assert isinstance(conv, PointwiseConv)
     assert isinstance(norm, BatchNorm)
     if norm.training:
-        return norm(conv.without_bias(x), branch, relu, shift=conv.bias)  # type: ignore[no-any-return]
+        return norm(conv.without_bias(x), branch, relu, dropout, conv.bias)  # type: ignore[no-any-return]
     return norm(conv(x), branch, relu)  # type: ignore[no-any-return]
 
 
@@ -97,19 +102,20 @@ class QuartzNetBlock(nn.Module):
         channels = in_channels
         for repeat in range(config.repeat):
             if repeat:
-                layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
+                # Never called, for BatchNorm does what they stand for: they keep the numbers in the parameters' names.
+                layers += [nn.ReLU(), nn.Dropout(dropout)]
             if config.separable:
                 stride = config.stride if repeat == 0 else 1
                 layers.append(DepthwiseConv(channels, config.kernel, stride, config.dilation))
             layers += [PointwiseConv(channels, config.filters), BatchNorm(config.filters)]
             channels = config.filters
+        self.dropout = dropout
         self.conv = nn.Sequential(*layers)
         self.res = (
             nn.Sequential(PointwiseConv(in_channels, config.filters), BatchNorm(config.filters))
             if config.residual
             else None
         )
-        self.out = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
         """Packed frames (frames, in_channels) and their packing, to (frames, filters) and theirs."""
@@ -118,12 +124,10 @@ class QuartzNetBlock(nn.Module):
         for index, layer in enumerate(self.conv):
             if isinstance(layer, DepthwiseConv):
                 y, packing = layer(y, packing)
-            elif isinstance(layer, PointwiseConv):  # with its BatchNorm, and the ReLU that follows in here or in `out`
+            elif isinstance(layer, PointwiseConv):
                 branch = _normalised(self.res[0], self.res[1], x) if self.res is not None and index == last else None
-                y = _normalised(layer, self.conv[index + 1], y, branch, relu=True)
-            elif isinstance(layer, nn.Dropout):
-                y = layer(y)
-        return self.out[1](y), packing
+                y = _normalised(layer, self.conv[index + 1], y, branch, relu=True, dropout=self.dropout)
+        return y, packing
 
 
 class QuartzNet(nn.Module):
@@ -144,6 +148,8 @@ class QuartzNet(nn.Module):
         local_init: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"model.encoder.dropout={dropout}: must be a number from 0 to less than 1")
         self.block_configs = [b if isinstance(b, BlockConfig) else BlockConfig(**b) for b in blocks]
         self.in_channels = in_channels
         self.dropout = dropout

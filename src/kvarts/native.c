@@ -333,10 +333,22 @@ static vec inverse_root(vec variance, float eps) {
     return variance;
 }
 
-/* 32 channels: y = (x - mean) / sqrt(variance + eps) · weight + bias (+ branch, unless NULL), at least 0 if `relu`. */
+/* Dropout: each number of a vector is 0 if its random one lies below `threshold` (of 2³²). The random numbers are a
+   hash of their place and a seed (C. Wellons' "lowbias32"), so they cost no pass over memory and no state. */
+INLINE vec dropped(vec value, int64_t index, uint32_t seed, uint32_t threshold) {
+    words hash = ((uint32_t)index ^ seed) + (words){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    hash = (hash ^ (hash >> 16)) * 0x7feb352d;
+    hash = (hash ^ (hash >> 15)) * 0x846ca68b;
+    hash ^= hash >> 16;
+    return (vec)((words)value & (words)(hash >= threshold));
+}
+
+/* 32 channels: y = (x - mean) / sqrt(variance + eps) · weight + bias (+ branch, unless NULL), at least 0 if `relu`; then
+   dropout of the share `drop`. */
 INLINE void normalise_task(const void *x, const void *branch, void *y, int64_t channel, int64_t channels, int64_t rows,
                            const float *weight, const float *bias, float *means, float *variances, float eps,
-                           const int relu, const int bf16) {
+                           const int relu, float drop, uint32_t seed, const int bf16) {
+    const uint32_t threshold = (uint32_t)(drop * 4294967296.0);
     vec mean[WIDE], variance[WIDE], scale[WIDE], shift[WIDE];
     const vec zero[WIDE] = {{0}};
     moment(mean, x, channel, channels, rows, zero, 0, bf16);
@@ -356,21 +368,24 @@ INLINE void normalise_task(const void *x, const void *branch, void *y, int64_t c
                 value += load(branch, index, bf16);
             if (relu) /* NaN stays */
                 value = (vec)((words)value & ~(words)(value < 0));
+            if (drop > 0)
+                value = dropped(value, index, seed, threshold) / (1 - drop);
             store(y, index, bf16, value);
         }
 }
 
-/* What of the gradient by y passed the ReLU: y is NULL without one. */
-INLINE vec passed(const void *grad_y, const void *y, int64_t index, const int bf16) {
+/* What of the gradient by y passed ReLU and dropout: where y is not 0, `gain` times. y is NULL without a ReLU. */
+INLINE vec passed(const void *grad_y, const void *y, int64_t index, float gain, const int bf16) {
     const vec grad = load(grad_y, index, bf16);
-    return y ? (vec)((words)grad & ~(words)(load(y, index, bf16) <= 0)) : grad;
+    return y ? (vec)((words)grad & ~(words)(load(y, index, bf16) <= 0)) * gain : grad;
 }
 
 /* Of 32 channels; grad_x and grad_branch may be NULL. */
 INLINE void normalise_backward_task(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
                                     int64_t channel, int64_t channels, int64_t rows, const float *weight,
                                     const float *means, const float *variances, float *grad_weight, float *grad_bias,
-                                    float eps, const int bf16) {
+                                    float eps, float drop, const int bf16) {
+    const float gain = 1 / (1 - drop);
     vec mean[WIDE], scale[WIDE], sum[WIDE] = {{0}}, product[WIDE] = {{0}};
     for (int v = 0; v < WIDE; v++) {
         mean[v] = load(means, channel + v * LANES, 0);
@@ -382,7 +397,7 @@ INLINE void normalise_backward_task(const void *x, const void *y, const void *gr
 #pragma GCC unroll 8
             for (int v = 0; v < WIDE; v++) {
                 const int64_t index = channel + t * channels + v * LANES;
-                const vec grad = passed(grad_y, y, index, bf16);
+                const vec grad = passed(grad_y, y, index, gain, bf16);
                 part[v] += grad;
                 products[v] += grad * (load(x, index, bf16) - mean[v]);
                 if (grad_branch)
@@ -407,7 +422,7 @@ INLINE void normalise_backward_task(const void *x, const void *y, const void *gr
 #pragma GCC unroll 8
         for (int v = 0; v < WIDE; v++) {
             const int64_t index = channel + t * channels + v * LANES;
-            const vec grad = passed(grad_y, y, index, bf16) - sum[v];
+            const vec grad = passed(grad_y, y, index, gain, bf16) - sum[v];
             store(grad_x, index, bf16, (grad - (load(x, index, bf16) - mean[v]) * product[v]) * scale[v]);
         }
 }
@@ -415,13 +430,16 @@ INLINE void normalise_backward_task(const void *x, const void *y, const void *gr
 /* x, branch (or NULL) and y (rows, channels); weight, bias, means, variances (channels) float32; y and the last two are
    written. */
 void normalise(const void *x, const void *branch, void *y, const float *weight, const float *bias, float *means,
-               float *variances, int64_t rows, int64_t channels, float eps, int relu, int bf16, int threads) {
+               float *variances, int64_t rows, int64_t channels, float eps, float drop, uint32_t seed, int relu,
+               int bf16, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
         if (bf16)
-            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, 1);
+            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, drop,
+                           seed, 1);
         else
-            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, 0);
+            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, drop,
+                           seed, 0);
     }
 }
 
@@ -429,14 +447,15 @@ void normalise(const void *x, const void *branch, void *y, const float *weight, 
    grad_bias (channels) float32. */
 void normalise_backward(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
                         const float *weight, const float *means, const float *variances, float *grad_weight,
-                        float *grad_bias, int64_t rows, int64_t channels, float eps, int bf16, int threads) {
+                        float *grad_bias, int64_t rows, int64_t channels, float eps, float drop, int bf16,
+                        int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
         if (bf16)
             normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
-                                    variances, grad_weight, grad_bias, eps, 1);
+                                    variances, grad_weight, grad_bias, eps, drop, 1);
         else
             normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
-                                    variances, grad_weight, grad_bias, eps, 0);
+                                    variances, grad_weight, grad_bias, eps, drop, 0);
     }
 }

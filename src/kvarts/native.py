@@ -40,8 +40,8 @@ class NativeLibrary:
         self._convolution.argtypes = [pointer] * 5 + [number] * 4 + [flag] * 2
         self._convolution_backward.argtypes = [pointer] * 7 + [number] * 4 + [flag] * 2
         self._normalise, self._normalise_backward = library.normalise, library.normalise_backward
-        self._normalise.argtypes = [pointer] * 7 + [number] * 2 + [real] + [flag] * 3
-        self._normalise_backward.argtypes = [pointer] * 10 + [number] * 2 + [real] + [flag] * 2
+        self._normalise.argtypes = [pointer] * 7 + [number] * 2 + [real] * 2 + [ctypes.c_uint32] + [flag] * 3
+        self._normalise_backward.argtypes = [pointer] * 10 + [number] * 2 + [real] * 2 + [flag] * 2
         self._normalise.restype = self._normalise_backward.restype = None
 
     def convolution(self, x: Tensor, taps: Tensor, bias: Tensor | None, offsets: Tensor, dilation: int) -> Tensor:
@@ -62,15 +62,24 @@ class NativeLibrary:
         return grad_x, grad_taps, grad_bias
 
     def normalise(
-        self, x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor | None, eps: float, relu: bool
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        branch: Tensor | None,
+        eps: float,
+        relu: bool,
+        dropout: float,
+        seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch normalisation in training, the sum with branch (like x) and ReLU, if wanted.
+        """Batch normalisation in training, the sum with branch (like x), ReLU and dropout, if wanted.
 
         weight and bias (channels,) float32. Gives y like x, and the batch's mean and (biased) variance (channels,).
         """
         y, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         pointers = _pointers(x, branch, y, weight, bias, mean, variance)
-        self._normalise(*pointers, *x.shape, eps, relu, x.dtype == torch.bfloat16, torch.get_num_threads())
+        is_bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+        self._normalise(*pointers, *x.shape, eps, dropout, seed, relu, is_bfloat16, threads)
         return y, mean, variance
 
     def normalise_backward(
@@ -82,15 +91,17 @@ class NativeLibrary:
         mean: Tensor,
         variance: Tensor,
         eps: float,
+        dropout: float,
         by_input: bool,
         by_branch: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """Gradients by x, by what was added, by weight and by bias; y is what came out of ReLU, None without one."""
+        """Gradients by x, by branch, by weight and by bias; y is what came out of ReLU and dropout, None without."""
         grad_x = torch.empty_like(x) if by_input else None
         grad_branch = torch.empty_like(x) if by_branch else None
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
         pointers = _pointers(x, y, grad_y, grad_x, grad_branch, weight, mean, variance, grad_weight, grad_bias)
-        self._normalise_backward(*pointers, *x.shape, eps, x.dtype == torch.bfloat16, torch.get_num_threads())
+        is_bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+        self._normalise_backward(*pointers, *x.shape, eps, dropout, is_bfloat16, threads)
         return grad_x, grad_branch, grad_weight, grad_bias
 
     @staticmethod
@@ -200,7 +211,7 @@ def _checked(compiled: NativeLibrary) -> NativeLibrary:
         normalised = torch.nn.functional.batch_norm(x, None, None, scale, shift, training=True)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         y = compiled.convolution(x.to(dtype), taps, None, offsets, 1)
-        z, _, _ = compiled.normalise(x.to(dtype), scale, shift, None, 1e-5, False)
+        z, _, _ = compiled.normalise(x.to(dtype), scale, shift, None, 1e-5, False, 0.0, 0)
         for actual, expected in ((y, convolved), (z, normalised)):
             apart = (actual.float() - expected).abs().max()
             if not apart <= tolerance * expected.abs().max():
