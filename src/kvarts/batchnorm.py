@@ -86,7 +86,7 @@ class BatchNorm(nn.Module):
     def _is_native(self, x: Tensor, branch: Tensor | None) -> bool:
         """Frames that come from one network in float32 or under autocast, on a CPU with a C compiler."""
         has_one_type = branch is None or branch.dtype == x.dtype
-        return has_one_type and self.weight.dtype == torch.float32 and native.for_normalisation(x) is not None
+        return has_one_type and self.weight.dtype == torch.float32 and native.library_for(x) is not None
 
     def _librarys(self, x: Tensor, bias: Tensor) -> Tensor:
         return torch.batch_norm(
@@ -129,7 +129,7 @@ class _Native(torch.autograd.Function):
         relu: bool,
         dropout: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        library = native.for_normalisation(x)
+        library = native.library_for(x)
         assert library is not None
         x = x.contiguous()
         branch = None if branch is None else branch.contiguous()
@@ -145,7 +145,7 @@ class _Native(torch.autograd.Function):
         ctx: Any, grad_y: Tensor, *_: Any
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None, None]:
         x, y, weight, mean, variance = ctx.saved_tensors
-        library = native.for_normalisation(x)
+        library = native.library_for(x)
         assert library is not None
         grad_y = grad_y.to(x.dtype).contiguous()
         by_input, _, _, by_branch, *_ = ctx.needs_input_grad

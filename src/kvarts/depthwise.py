@@ -67,7 +67,7 @@ class DepthwiseConv(nn.Conv1d):
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:  # type: ignore[override]
         """Packed frames (frames, channels) and their packing, to those that leave and theirs."""
         stride, dilation = self.stride[0], self.dilation[0]
-        if stride == 1 and native.for_convolution(x) is not None:
+        if stride == 1 and native.library_for(x) is not None:
             return _apply(_NativeDepthwise, x, self.weight, self.bias, packing, dilation), packing
         if stride == 1 and x.device.type == "cpu":
             return _apply(_CpuDepthwise, x, self.weight.to(x.dtype), self.bias, packing, dilation), packing
@@ -107,7 +107,7 @@ class _NativeDepthwise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packing: Packing, dilation: int
     ) -> Tensor:
-        library = native.for_convolution(x)
+        library = native.library_for(x)
         assert library is not None
         x = x.contiguous()
         taps = weight.squeeze(1).t().float().contiguous()  # (kernel, channels)
@@ -118,7 +118,7 @@ class _NativeDepthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         x, taps = ctx.saved_tensors
-        library = native.for_convolution(x)
+        library = native.library_for(x)
         assert library is not None
         grad_x, grad_taps, grad_bias = library.convolution_backward(
             x, grad_y.to(x.dtype).contiguous(), taps, ctx.packing.offsets, ctx.dilation, ctx.needs_input_grad[0]

@@ -10,8 +10,8 @@
    half, and the next one's in the high one. One instruction then does two taps (of the gradient by weight: two frames),
    and sums them in float32.
 
-   Batch normalisation. A task is 32 channels of all rows: they are read from memory once, and stay in the core's own
-   cache for the second and the third time. */
+   Batch normalisation. A task is a chunk of neighbouring rows, read from end to end: by columns, rows of a power of two
+   bytes would throw each other out of the cache. */
 
 #include <math.h>
 #include <stdint.h>
@@ -305,32 +305,49 @@ int convolution_backward(const void *x, const void *grad_y, const float *weight,
     return failed;
 }
 
-#define WIDE 2    /* vectors of a task of batch normalisation: in bfloat16 a whole cache line of each row */
-#define CHUNK 256 /* rows whose sum is added to the total as one number: sums of thousands lose fewer bits */
-
-/* Mean over the rows of x - centre, or of its square. */
-INLINE void moment(vec *mean, const void *x, int64_t index, int64_t channels, int64_t rows, const vec *centre,
-                   const int squared, const int bf16) {
-    vec total[WIDE] = {{0}};
-    for (int64_t start = 0; start < rows; start += CHUNK) {
-        vec part[WIDE] = {{0}};
-        for (int64_t t = start; t < rows && t < start + CHUNK; t++)
-#pragma GCC unroll 8
-            for (int v = 0; v < WIDE; v++) {
-                const vec apart = load(x, index + t * channels + v * LANES, bf16) - centre[v];
-                part[v] += squared ? apart * apart : apart;
-            }
-        for (int v = 0; v < WIDE; v++)
-            total[v] += part[v];
-    }
-    for (int v = 0; v < WIDE; v++)
-        mean[v] = total[v] / (float)rows;
-}
+#define CHUNK 64 /* rows that are summed up together: they stay in the cache, and sums do not depend on the threads */
 
 static vec inverse_root(vec variance, float eps) {
     for (int i = 0; i < LANES; i++)
         variance[i] = 1 / sqrtf(variance[i] + eps);
     return variance;
+}
+
+/* Mean and sum of squared distances from it, of `rows` rows and all channels. */
+INLINE void chunk_moments(vec *mean, vec *squares, const void *x, int64_t first, int64_t rows, int64_t channels,
+                          const int bf16) {
+    const int64_t groups = channels / LANES;
+    memset(mean, 0, groups * sizeof *mean);
+    memset(squares, 0, groups * sizeof *squares);
+    for (int64_t t = first; t < first + rows; t++)
+        for (int64_t g = 0; g < groups; g++)
+            mean[g] += load(x, t * channels + g * LANES, bf16);
+    for (int64_t g = 0; g < groups; g++)
+        mean[g] /= (float)rows;
+    for (int64_t t = first; t < first + rows; t++)
+        for (int64_t g = 0; g < groups; g++) {
+            const vec apart = load(x, t * channels + g * LANES, bf16) - mean[g];
+            squares[g] += apart * apart;
+        }
+}
+
+/* Of all chunks' (groups, one behind the other in `means` and `squares`), for one group of channels: Chan, Golub and
+   LeVeque 1979. */
+static void pool_moments(vec *mean, vec *variance, const vec *means, const vec *squares, int64_t group, int64_t groups,
+                         int64_t rows) {
+    vec sum = {0}, square = {0};
+    const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+    for (int64_t c = 0; c < chunks; c++) {
+        const float number = c + 1 < chunks ? CHUNK : rows - c * CHUNK;
+        sum += means[c * groups + group] * number;
+    }
+    *mean = sum / (float)rows;
+    for (int64_t c = 0; c < chunks; c++) {
+        const float number = c + 1 < chunks ? CHUNK : rows - c * CHUNK;
+        const vec apart = means[c * groups + group] - *mean;
+        square += squares[c * groups + group] + apart * apart * number;
+    }
+    *variance = square / (float)rows;
 }
 
 /* Dropout: each number of a vector is 0 if its random one lies below `threshold` (of 2³²). The random numbers are a
@@ -343,33 +360,22 @@ INLINE vec dropped(vec value, int64_t index, uint32_t seed, uint32_t threshold) 
     return (vec)((words)value & (words)(hash >= threshold));
 }
 
-/* 32 channels: y = (x - mean) / sqrt(variance + eps) · weight + bias (+ branch, unless NULL), at least 0 if `relu`; then
-   dropout of the share `drop`. */
-INLINE void normalise_task(const void *x, const void *branch, void *y, int64_t channel, int64_t channels, int64_t rows,
-                           const float *weight, const float *bias, float *means, float *variances, float eps,
-                           const int relu, float drop, uint32_t seed, const int bf16) {
+/* y = (x - mean) · scale + shift (+ branch, unless NULL), at least 0 if `relu`; then dropout of the share `drop`. */
+INLINE void normalise_chunk(const void *x, const void *branch, void *y, int64_t first, int64_t rows, int64_t channels,
+                            const vec *mean, const vec *scale, const float *shift, const int relu, float drop,
+                            uint32_t seed, const int bf16) {
     const uint32_t threshold = (uint32_t)(drop * 4294967296.0);
-    vec mean[WIDE], variance[WIDE], scale[WIDE], shift[WIDE];
-    const vec zero[WIDE] = {{0}};
-    moment(mean, x, channel, channels, rows, zero, 0, bf16);
-    moment(variance, x, channel, channels, rows, mean, 1, bf16);
-    for (int v = 0; v < WIDE; v++) {
-        store(means, channel + v * LANES, 0, mean[v]);
-        store(variances, channel + v * LANES, 0, variance[v]);
-        scale[v] = load(weight, channel + v * LANES, 0) * inverse_root(variance[v], eps);
-        shift[v] = load(bias, channel + v * LANES, 0);
-    }
-    for (int64_t t = 0; t < rows; t++)
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDE; v++) {
-            const int64_t index = channel + t * channels + v * LANES;
-            vec value = (load(x, index, bf16) - mean[v]) * scale[v] + shift[v];
+    const float gain = 1 / (1 - drop);
+    for (int64_t t = first; t < first + rows; t++)
+        for (int64_t g = 0; g < channels / LANES; g++) {
+            const int64_t index = t * channels + g * LANES;
+            vec value = (load(x, index, bf16) - mean[g]) * scale[g] + load(shift, g * LANES, 0);
             if (branch)
                 value += load(branch, index, bf16);
             if (relu) /* NaN stays */
                 value = (vec)((words)value & ~(words)(value < 0));
             if (drop > 0)
-                value = dropped(value, index, seed, threshold) / (1 - drop);
+                value = dropped(value * gain, index, seed, threshold);
             store(y, index, bf16, value);
         }
 }
@@ -380,82 +386,129 @@ INLINE vec passed(const void *grad_y, const void *y, int64_t index, float gain, 
     return y ? (vec)((words)grad & ~(words)(load(y, index, bf16) <= 0)) * gain : grad;
 }
 
-/* Of 32 channels; grad_x and grad_branch may be NULL. */
-INLINE void normalise_backward_task(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
-                                    int64_t channel, int64_t channels, int64_t rows, const float *weight,
-                                    const float *means, const float *variances, float *grad_weight, float *grad_bias,
-                                    float eps, float drop, const int bf16) {
-    const float gain = 1 / (1 - drop);
-    vec mean[WIDE], scale[WIDE], sum[WIDE] = {{0}}, product[WIDE] = {{0}};
-    for (int v = 0; v < WIDE; v++) {
-        mean[v] = load(means, channel + v * LANES, 0);
-        scale[v] = inverse_root(load(variances, channel + v * LANES, 0), eps);
-    }
-    for (int64_t start = 0; start < rows; start += CHUNK) {
-        vec part[WIDE] = {{0}}, products[WIDE] = {{0}};
-        for (int64_t t = start; t < rows && t < start + CHUNK; t++)
-#pragma GCC unroll 8
-            for (int v = 0; v < WIDE; v++) {
-                const int64_t index = channel + t * channels + v * LANES;
-                const vec grad = passed(grad_y, y, index, gain, bf16);
-                part[v] += grad;
-                products[v] += grad * (load(x, index, bf16) - mean[v]);
-                if (grad_branch)
-                    store(grad_branch, index, bf16, grad);
-            }
-        for (int v = 0; v < WIDE; v++) {
-            sum[v] += part[v];
-            product[v] += products[v];
+/* Sums over `rows` rows of the gradient, and of its product with x - mean; writes grad_branch (unless NULL). */
+INLINE void chunk_sums(vec *sum, vec *product, const void *x, const void *y, const void *grad_y, void *grad_branch,
+                       int64_t first, int64_t rows, int64_t channels, const vec *mean, float gain, const int bf16) {
+    const int64_t groups = channels / LANES;
+    memset(sum, 0, groups * sizeof *sum);
+    memset(product, 0, groups * sizeof *product);
+    for (int64_t t = first; t < first + rows; t++)
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t index = t * channels + g * LANES;
+            const vec grad = passed(grad_y, y, index, gain, bf16);
+            sum[g] += grad;
+            product[g] += grad * (load(x, index, bf16) - mean[g]);
+            if (grad_branch)
+                store(grad_branch, index, bf16, grad);
         }
-    }
-    for (int v = 0; v < WIDE; v++) {
-        product[v] *= scale[v];
-        store(grad_weight, channel + v * LANES, 0, product[v]);
-        store(grad_bias, channel + v * LANES, 0, sum[v]);
-        sum[v] /= (float)rows; /* from here on means, and how much of x's distance from the mean to take away */
-        product[v] *= scale[v] / (float)rows;
-        scale[v] *= load(weight, channel + v * LANES, 0);
-    }
-    if (!grad_x)
-        return;
-    for (int64_t t = 0; t < rows; t++)
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDE; v++) {
-            const int64_t index = channel + t * channels + v * LANES;
-            const vec grad = passed(grad_y, y, index, gain, bf16) - sum[v];
-            store(grad_x, index, bf16, (grad - (load(x, index, bf16) - mean[v]) * product[v]) * scale[v]);
+}
+
+/* grad_x = (gradient - its mean - (x - mean) · slope) · scale. */
+INLINE void gradient_chunk(const void *x, const void *y, const void *grad_y, void *grad_x, int64_t first, int64_t rows,
+                           int64_t channels, const vec *mean, const vec *mean_grad, const vec *slope, const vec *scale,
+                           float gain, const int bf16) {
+    for (int64_t t = first; t < first + rows; t++)
+        for (int64_t g = 0; g < channels / LANES; g++) {
+            const int64_t index = t * channels + g * LANES;
+            const vec grad = passed(grad_y, y, index, gain, bf16) - mean_grad[g];
+            store(grad_x, index, bf16, (grad - (load(x, index, bf16) - mean[g]) * slope[g]) * scale[g]);
         }
 }
 
 /* x, branch (or NULL) and y (rows, channels); weight, bias, means, variances (channels) float32; y and the last two are
-   written. */
-void normalise(const void *x, const void *branch, void *y, const float *weight, const float *bias, float *means,
-               float *variances, int64_t rows, int64_t channels, float eps, float drop, uint32_t seed, int relu,
-               int bf16, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
-        if (bf16)
-            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, drop,
-                           seed, 1);
-        else
-            normalise_task(x, branch, y, channel, channels, rows, weight, bias, means, variances, eps, relu, drop,
-                           seed, 0);
+   written. Returns 0, or 1 where memory ran out. */
+int normalise(const void *x, const void *branch, void *y, const float *weight, const float *bias, float *means,
+              float *variances, int64_t rows, int64_t channels, float eps, float drop, uint32_t seed, int relu,
+              int bf16, int threads) {
+    const int64_t groups = channels / LANES, chunks = (rows + CHUNK - 1) / CHUNK;
+    vec *parts = vectors(2 * (chunks + 1) * groups);
+    if (!parts)
+        return 1;
+    vec *squares = parts + chunks * groups, *mean = squares + chunks * groups, *scale = mean + groups;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < chunks; c++) {
+            const int64_t first = c * CHUNK, number = rows - first < CHUNK ? rows - first : CHUNK;
+            if (bf16)
+                chunk_moments(parts + c * groups, squares + c * groups, x, first, number, channels, 1);
+            else
+                chunk_moments(parts + c * groups, squares + c * groups, x, first, number, channels, 0);
+        }
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < groups; g++) {
+            vec variance;
+            pool_moments(mean + g, &variance, parts, squares, g, groups, rows);
+            store(means, g * LANES, 0, mean[g]);
+            store(variances, g * LANES, 0, variance);
+            scale[g] = load(weight, g * LANES, 0) * inverse_root(variance, eps);
+        }
+#pragma omp for schedule(static) /* the same chunks as before: they may still be in this core's cache */
+        for (int64_t c = 0; c < chunks; c++) {
+            const int64_t first = c * CHUNK, number = rows - first < CHUNK ? rows - first : CHUNK;
+            if (bf16)
+                normalise_chunk(x, branch, y, first, number, channels, mean, scale, bias, relu, drop, seed, 1);
+            else
+                normalise_chunk(x, branch, y, first, number, channels, mean, scale, bias, relu, drop, seed, 0);
+        }
     }
+    free(parts);
+    return 0;
 }
 
 /* From grad_y, and y where there was a ReLU (else NULL): grad_x and grad_branch (or NULL) like it, grad_weight and
-   grad_bias (channels) float32. */
-void normalise_backward(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
-                        const float *weight, const float *means, const float *variances, float *grad_weight,
-                        float *grad_bias, int64_t rows, int64_t channels, float eps, float drop, int bf16,
-                        int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t channel = 0; channel < channels; channel += WIDE * LANES) {
-        if (bf16)
-            normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
-                                    variances, grad_weight, grad_bias, eps, drop, 1);
-        else
-            normalise_backward_task(x, y, grad_y, grad_x, grad_branch, channel, channels, rows, weight, means,
-                                    variances, grad_weight, grad_bias, eps, drop, 0);
+   grad_bias (channels) float32. Returns 0, or 1 where memory ran out. */
+int normalise_backward(const void *x, const void *y, const void *grad_y, void *grad_x, void *grad_branch,
+                       const float *weight, const float *means, const float *variances, float *grad_weight,
+                       float *grad_bias, int64_t rows, int64_t channels, float eps, float drop, int bf16,
+                       int threads) {
+    const int64_t groups = channels / LANES, chunks = (rows + CHUNK - 1) / CHUNK;
+    const float gain = 1 / (1 - drop);
+    vec *sums = vectors(2 * (chunks + 2) * groups);
+    if (!sums)
+        return 1;
+    vec *products = sums + chunks * groups, *mean = products + chunks * groups;
+    vec *mean_grad = mean + groups, *slope = mean_grad + groups, *scale = slope + groups;
+    for (int64_t g = 0; g < groups; g++)
+        mean[g] = load(means, g * LANES, 0);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < chunks; c++) {
+            const int64_t first = c * CHUNK, number = rows - first < CHUNK ? rows - first : CHUNK;
+            vec *sum = sums + c * groups, *product = products + c * groups;
+            if (bf16)
+                chunk_sums(sum, product, x, y, grad_y, grad_branch, first, number, channels, mean, gain, 1);
+            else
+                chunk_sums(sum, product, x, y, grad_y, grad_branch, first, number, channels, mean, gain, 0);
+        }
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < groups; g++) {
+            vec sum = {0}, product = {0};
+            for (int64_t c = 0; c < chunks; c++) {
+                sum += sums[c * groups + g];
+                product += products[c * groups + g];
+            }
+            const vec root = inverse_root(load(variances, g * LANES, 0), eps);
+            store(grad_weight, g * LANES, 0, product * root);
+            store(grad_bias, g * LANES, 0, sum);
+            mean_grad[g] = sum / (float)rows;
+            slope[g] = product * root * root / (float)rows;
+            scale[g] = root * load(weight, g * LANES, 0);
+        }
+        if (grad_x) {
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < chunks; c++) {
+                const int64_t first = c * CHUNK, number = rows - first < CHUNK ? rows - first : CHUNK;
+                if (bf16)
+                    gradient_chunk(x, y, grad_y, grad_x, first, number, channels, mean, mean_grad, slope, scale, gain,
+                                   1);
+                else
+                    gradient_chunk(x, y, grad_y, grad_x, first, number, channels, mean, mean_grad, slope, scale, gain,
+                                   0);
+            }
+        }
     }
+    free(sums);
+    return 0;
 }

@@ -27,6 +27,7 @@ from kvarts.files import cache_dir
 
 logger = logging.getLogger("lightning")
 
+LANES = 16  # the C file's: it works on whole groups of so many channels
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -42,7 +43,6 @@ class NativeLibrary:
         self._normalise, self._normalise_backward = library.normalise, library.normalise_backward
         self._normalise.argtypes = [pointer] * 7 + [number] * 2 + [real] * 2 + [ctypes.c_uint32] + [flag] * 3
         self._normalise_backward.argtypes = [pointer] * 10 + [number] * 2 + [real] * 2 + [flag] * 2
-        self._normalise.restype = self._normalise_backward.restype = None
 
     def convolution(self, x: Tensor, taps: Tensor, bias: Tensor | None, offsets: Tensor, dilation: int) -> Tensor:
         """The depthwise convolution of x by taps (kernel, channels) float32, plus bias (channels,) float32; like x."""
@@ -79,7 +79,7 @@ class NativeLibrary:
         y, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         pointers = _pointers(x, branch, y, weight, bias, mean, variance)
         is_bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
-        self._normalise(*pointers, *x.shape, eps, dropout, seed, relu, is_bfloat16, threads)
+        _check(self._normalise(*pointers, *x.shape, eps, dropout, seed, relu, is_bfloat16, threads))
         return y, mean, variance
 
     def normalise_backward(
@@ -101,7 +101,7 @@ class NativeLibrary:
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
         pointers = _pointers(x, y, grad_y, grad_x, grad_branch, weight, mean, variance, grad_weight, grad_bias)
         is_bfloat16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
-        self._normalise_backward(*pointers, *x.shape, eps, dropout, is_bfloat16, threads)
+        _check(self._normalise_backward(*pointers, *x.shape, eps, dropout, is_bfloat16, threads))
         return grad_x, grad_branch, grad_weight, grad_bias
 
     @staticmethod
@@ -117,22 +117,13 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
 
 def _check(failed: int) -> None:
     if failed:
-        raise MemoryError("the depthwise convolution found no memory for its buffers")
+        raise MemoryError("the network found no memory for its buffers")
 
 
-def for_convolution(x: Tensor) -> NativeLibrary | None:
-    """The compiled functions, if they can convolve such frames (frames, channels)."""
-    return library() if _has_groups_of(16, x) else None
-
-
-def for_normalisation(x: Tensor) -> NativeLibrary | None:
-    """The compiled functions, if they can normalise such frames (frames, channels)."""
-    return library() if _has_groups_of(32, x) else None
-
-
-def _has_groups_of(channels: int, x: Tensor) -> bool:
-    """The C file's tasks are of whole groups of so many channels."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % channels == 0
+def library_for(x: Tensor) -> NativeLibrary | None:
+    """The compiled functions, if they can take such frames (frames, channels)."""
+    is_fit = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % LANES == 0
+    return library() if is_fit else None
 
 
 @functools.cache
