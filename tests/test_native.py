@@ -36,7 +36,8 @@ def fresh(monkeypatch, tmp_path):
     native.library.cache_clear()
 
 
-OLDER = {"no pairs": ["-mno-avx512bf16"], "avx2": ["-mno-avx512f"]}  # x86 without bfloat16, or without wide vectors
+# x86 where pairs of bfloat16 are taken, where there are none, and where vectors are half as wide.
+OLDER = {"pairs": ["-mno-amx-tile"], "no pairs": ["-mno-avx512bf16"], "avx2": ["-mno-avx512f"]}
 
 
 @pytest.fixture(scope="module")

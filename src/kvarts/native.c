@@ -17,7 +17,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512BF16__)
+/* Intel's processors, which alone have AMX, take two cycles for a pair: there nothing is gained, and gathering costs. */
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
 #include <immintrin.h>
 #define HAS_PAIRS 1
 #else
@@ -26,11 +27,9 @@
 
 #define LANES 16 /* channels of a task */
 #if defined(__AVX512F__)
-#define TILE 24 /* sums held at a time; 32 registers of 16 floats */
-#elif defined(__aarch64__)
-#define TILE 6 /* 32 registers of 4 floats */
+#define TILE 12 /* sums held at a time, of 32 registers: with 16 and more GCC 12 begins to keep them in memory */
 #else
-#define TILE 6 /* 16 registers of 8 floats */
+#define TILE 6 /* a sum takes two of 16 registers (AVX2) or four of 32 (Arm) */
 #endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -153,7 +152,7 @@ INLINE void convolve(void *out, int64_t index, int64_t pitch, int64_t frames, in
             store(out, index + (from + i) * pitch, bf16, sums[i]);                                                     \
     }
     CONVOLVE(TILE);
-    CONVOLVE(TILE / 3);
+    CONVOLVE(4);
     CONVOLVE(1);
 }
 
@@ -165,7 +164,6 @@ INLINE void correlate(vec *total, const vec *x, const vec *grad, int64_t frames,
     for (; kernel - j >= number; j += number)                                                                          \
     slide(total + j, x + j, grad, frames, pairs, number)
     CORRELATE(TILE);
-    CORRELATE(TILE / 2);
 #if TILE > 9
     CORRELATE(9);
 #endif
@@ -242,8 +240,8 @@ int convolution(const void *x, const float *weight, const float *bias, void *y, 
             failed = 1;
         } else {
 #pragma omp for collapse(2) schedule(static)
-            for (int64_t channel = 0; channel < channels; channel += LANES)
-                for (int64_t b = 0; b < batch; b++) {
+            for (int64_t b = 0; b < batch; b++) /* neighbouring channels in turn: they share cache lines */
+                for (int64_t channel = 0; channel < channels; channel += LANES) {
                     const int64_t index = offsets[b] * channels + channel, frames = offsets[b + 1] - offsets[b];
                     const vec shift = bias ? load(bias, channel, 0) : (vec){0};
                     gather_taps(taps, weight + channel, channels, kernel, pairs);
