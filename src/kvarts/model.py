@@ -26,6 +26,7 @@ from kvarts.encoder import QuartzNet
 from kvarts.error_counts import ErrorCounts, word_errors
 from kvarts.errors import CheckpointError, ConfigError, NonFiniteLossError
 from kvarts.features import FEATURE_SETTINGS, N_MELS
+from kvarts.native import keep_memory
 from kvarts.wer import WER
 
 if TYPE_CHECKING:  # Lightning 2.0 has no such type
@@ -253,6 +254,9 @@ class QuartzNetCTC(pl.LightningModule):
                     "or start from its weights with model.init_weights="
                 )
         self._rng_to_restore = checkpoint["rng"]
+
+    def on_fit_start(self) -> None:
+        keep_memory()
 
     def on_train_start(self) -> None:
         # Here and not while loading: what Lightning sets up in between may draw random numbers.
