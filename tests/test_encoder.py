@@ -232,6 +232,27 @@ def test_pointwise_convolution_is_a_1x1_conv1d():
     torch.testing.assert_close(ours(x), plain(x.transpose(1, 2)).transpose(1, 2))
 
 
+@pytest.mark.parametrize("frames", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_pointwise_convolution_in_bfloat16(frames, with_bias):
+    """Output and gradients against float64, around the multiples of 128 rows that are taken at a time."""
+    draw = torch.Generator().manual_seed(frames)
+    conv = PointwiseConv(48, 96)
+    conv.weight.data = conv.weight.data.bfloat16().float()  # as autocast does it
+    conv.bias.data = conv.bias.data.bfloat16().float()
+    x = torch.randn(frames, 48, generator=draw).bfloat16().requires_grad_()
+    weights = torch.randn(frames, 96, generator=draw).bfloat16()
+    y = conv(x[None])[0] if with_bias else conv.without_bias(x)  # the decoder's input has a batch dimension
+    assert y.dtype == torch.bfloat16
+    y.backward(weights)
+    exact = [leaf.detach().double().requires_grad_() for leaf in (x, conv.weight, conv.bias)]
+    expected = nn.functional.linear(exact[0], exact[1][:, :, 0], exact[2] if with_bias else None)
+    expected.backward(weights.double())
+    leaves = (x, conv.weight, conv.bias) if with_bias else (x, conv.weight)
+    for actual, reference in [(y, expected), *((leaf.grad, e.grad) for leaf, e in zip(leaves, exact, strict=False))]:
+        assert (actual.double() - reference).abs().max() <= 0.01 * reference.abs().max()
+
+
 @pytest.mark.parametrize(("kernel", "stride", "dilation", "within"), [(33, 4, 1, 8), (75, 1, 1, 1), (87, 1, 2, 1)])
 def test_local_kernels_keep_their_norm_and_lose_their_ends(kernel, stride, dilation, within):
     """`within` taps of the centre lies nearly all of the energy, and the norm is on average what it was."""

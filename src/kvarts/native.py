@@ -178,8 +178,7 @@ def keep_memory() -> None:
     """Lets this process keep the memory it frees, for the next step; where the C library is not glibc, nothing.
 
     glibc gives large blocks back to the kernel, which hands them out anew in pages that it first fills with zeros. A
-    step frees all activations: without that, one in bfloat16 takes 0.20 s in place of 0.23 s (two cores, 16 utterances
-    of 6.6 s; `python benchmarks/train_step.py`).
+    step frees all its activations; without this, one in bfloat16 took 0.23 s in place of 0.20 s (two cores with AMX).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
