@@ -1,9 +1,9 @@
 """The depthwise convolution over packed frames, forward and both gradients: nine parts of a hundred of the
 network's arithmetic, and half of a training step where it is left to `conv1d`.
 
-On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 50 to 110 GFLOP/s on two cores in
-float32 and 97 to 198 in bfloat16, of 150 to 190 that a float32 matrix product reaches there; without one they are
-channels-last 2-D convolutions of PyTorch, whose gradient by weight is slower. `conv1d` reaches 3 to 16.
+On a CPU with a C compiler all three are functions of our own (`kvarts.native`), at 57 to 132 GFLOP/s on two cores of
+an Intel Xeon in float32 and 78 to 153 in bfloat16; without one they are channels-last 2-D convolutions of PyTorch,
+whose gradient by weight is slower. `conv1d` reaches 5 to 16.
 `python benchmarks/depthwise.py` measures all of them. On a GPU they are Triton kernels
 (`kvarts.depthwise_triton`) where Triton is installed.
 """
