@@ -92,12 +92,19 @@ def test_a_training_step_without_padding_equals_the_plain_networks(course, ours)
 
 
 def test_a_float32_step_is_as_near_to_float64_as_the_plain_networks(course, ours):
-    """The fast path of this machine as a whole: gradients of all parameters, against the plain network in float64."""
+    """The fast path of this machine as a whole: gradients of all parameters, against the plain network in float64.
+
+    Everything lies above 0, for where rounding turns over a ReLU, be it ours or theirs, a gradient moves by a hundredth
+    and hides what is compared here.
+    """
     features = torch.randn(3, 120, 64, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(3, 30, 34, generator=torch.Generator().manual_seed(1))
 
     def gradients(network, dtype):
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        for module in network.modules():
+            if isinstance(module, (BatchNorm, nn.BatchNorm1d)):
+                module.bias.data = 8 * module.weight.data  # eight standard deviations
         network.to(dtype).train()
         x = features.to(dtype)
         y = network(x.transpose(1, 2)) if network is course else network.log_probs(x, torch.tensor([120] * 3))[0]
@@ -112,8 +119,7 @@ def test_a_float32_step_is_as_near_to_float64_as_the_plain_networks(course, ours
     for name, gradient in exact.items():
         if name.endswith("bias") and ".conv." in name and gradient.norm() < 1e-6:
             continue  # before BatchNorm: nothing but rounding
-        # Rounding turns over a ReLU here or there, in theirs as in ours; each costs up to a hundredth of a gradient.
-        bound = 3 * (plain[name] - gradient).norm() + 0.03 * gradient.norm()
+        bound = 3 * (plain[name] - gradient).norm() + 1e-4 * gradient.norm()
         assert (fast[name] - gradient).norm() <= bound, name
 
 
@@ -139,6 +145,18 @@ def test_padding_changes_nothing(ours, training):
     assert one_lengths.tolist() == other_lengths.tolist()
     for row, length in enumerate(one_lengths):
         torch.testing.assert_close(one[row, :length], other[row, :length], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_is_drawn_anew_in_training_only(dropout):
+    torch.manual_seed(0)
+    network = QuartzNet([BlockConfig(32, 2, 3), BlockConfig(32, 1, 3)], 32, dropout)
+    features, lengths = torch.randn(2, 20, 32), torch.tensor([20, 13])
+    with torch.no_grad():
+        one, two = (network.train()(features, lengths)[0] for _ in range(2))
+        assert torch.equal(one, two) == (dropout == 0)
+        one, two = (network.eval()(features, lengths)[0] for _ in range(2))
+    assert torch.equal(one, two)
 
 
 @settings(max_examples=8, deadline=None)
