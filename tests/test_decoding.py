@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
-from kvarts.decoding import greedy
+from kvarts.decoding import greedy, greedy_words
 
 # Few labels, so that repeats and blanks between repeats are common.
 label_rows = st.lists(st.sampled_from([0, 1, 6, 32, BLANK_ID]), max_size=30)
@@ -63,3 +65,27 @@ def test_takes_tensors_and_no_utterances() -> None:
 def test_refuses_shapes_and_lengths_that_do_not_fit(shape: tuple[int, ...], lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="lengths"):
         greedy(np.zeros(shape), lengths)
+
+
+@given(label_rows, st.integers(0, 100))
+def test_words_are_those_of_the_text(row: list[int], seed: int) -> None:
+    scores = one_hot([row], len(row), seed)
+    words = greedy_words(scores[0])
+    assert [word.text for word in words] == greedy(scores, [len(row)])[0].split()
+    for word in words:
+        path = [ALPHABET[label] if label != BLANK_ID else "" for label in row[word.start : word.stop]]
+        assert path[0] == word.text[0]
+        assert path[-1] == word.text[-1]
+        assert " " not in path
+    assert all(left.stop < right.start for left, right in itertools.pairwise(words))  # a space at least between
+
+
+def test_confidence_is_the_mean_of_the_letters_best_frames() -> None:
+    probabilities = np.full((5, NUM_CLASSES), 1e-6)
+    for frame, (letter, probability) in enumerate([("д", 0.5), ("д", 0.8), ("а", 0.2), (" ", 0.9), ("я", 0.4)]):
+        probabilities[frame, ALPHABET.index(letter)] = probability
+    first, second = greedy_words(np.log(probabilities))
+    assert (first.text, first.start, first.stop) == ("да", 0, 3)
+    assert first.confidence == pytest.approx((0.8 * 0.2) ** 0.5)
+    assert (second.text, second.start, second.stop) == ("я", 4, 5)
+    assert second.confidence == pytest.approx(0.4)

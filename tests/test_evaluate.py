@@ -44,8 +44,9 @@ from kvarts.features import CLAMP_MIN, N_MELS
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
-from kvarts.recognise import file_features, texts
+from kvarts.recogniser import Recognizer, file_features
 from kvarts.text import NORMALISER_VERSION
+from kvarts.torch_engine import Torch
 
 FIRST_BAND = 28  # from here on bands are wider than the spectrum of a tone cut by the analysis window
 SILENCE = float(np.log(CLAMP_MIN))
@@ -159,7 +160,7 @@ def test_scores_and_texts_whatever_the_batches(
     seen: dict[str, str] = {}
 
     evaluation, predictions = evaluate_manifest(
-        model,
+        Recognizer(Torch(model)),
         utterances,
         name="crowd",
         batch_duration_s=batch_duration_s,
@@ -184,8 +185,8 @@ def test_a_real_network_gives_the_same_texts_alone_and_in_a_batch(crowd: Path) -
     random = QuartzNetCTC(QuartzNet(blocks), ConvDecoder(64)).train()
     before = {name: tensor.clone() for name, tensor in random.state_dict().items()}
     features = [file_features(utterance.audio_path) for utterance in read_manifest(crowd)]
-    together_ = texts(random, features)
-    assert together_ == [texts(random, [matrix])[0] for matrix in features]
+    together_ = Recognizer(Torch(random)).texts(features)
+    assert together_ == [Recognizer(Torch(random)).texts([matrix])[0] for matrix in features]
     assert any(together_)
     # Run as in use, left as it was in training: also its running statistics.
     assert random.training
@@ -193,7 +194,7 @@ def test_a_real_network_gives_the_same_texts_alone_and_in_a_batch(crowd: Path) -
 
 
 def test_together_agrees_with_jiwer(model: ToneReader, crowd: Path, farfield: Path) -> None:
-    evaluations = evaluate_manifests(model, {"crowd": crowd, "farfield": farfield})
+    evaluations = evaluate_manifests(Recognizer(Torch(model)), {"crowd": crowd, "farfield": farfield})
     both = together(evaluations)
     assert [evaluation.name for evaluation in evaluations] == ["crowd", "farfield"]
     assert both.words == CROWD_WORDS + FARFIELD_WORDS
@@ -205,7 +206,7 @@ def test_together_agrees_with_jiwer(model: ToneReader, crowd: Path, farfield: Pa
 
 
 def test_the_table_has_a_row_for_each(model: ToneReader, crowd: Path) -> None:
-    table = render_table(evaluate_manifests(model, {"one": crowd}))
+    table = render_table(evaluate_manifests(Recognizer(Torch(model)), {"one": crowd}))
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells[""] == ["one"]
     assert cells["WER %"] == ["20.00"]
@@ -235,7 +236,7 @@ def test_all_audio_is_checked_before_the_first_is_recognised(
     rows[2]["duration"] += 1
     write_manifest(farfield, rows)
     with pytest.raises(ManifestError) as caught:
-        evaluate_manifests(model, {"crowd": crowd, "farfield": farfield}, output=tmp_path / "out")
+        evaluate_manifests(Recognizer(Torch(model)), {"crowd": crowd, "farfield": farfield}, output=tmp_path / "out")
     for number in (1, 2, 3):
         assert f"{farfield}:{number}: " in str(caught.value)
     assert model.batch_shapes == []
@@ -249,7 +250,7 @@ def test_a_damaged_file_is_named_and_all_others_are_kept(
     known: list[str] = []
     with pytest.raises(AudioError) as caught:
         evaluate_manifests(
-            model,
+            Recognizer(Torch(model)),
             {"crowd": crowd, "farfield": farfield},
             output=tmp_path / "out",
             on_evaluation=lambda evaluation: known.append(evaluation.name),
@@ -270,7 +271,7 @@ def test_a_damaged_file_is_named_and_all_others_are_kept(
 def test_ctrl_c_keeps_what_was_recognised(model: ToneReader, crowd: Path, tmp_path: Path) -> None:
     model.failure = (2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        evaluate_manifests(model, {"crowd": crowd}, batch_duration_s=0.1, output=tmp_path)
+        evaluate_manifests(Recognizer(Torch(model)), {"crowd": crowd}, batch_duration_s=0.1, output=tmp_path)
     kept = read_manifest(tmp_path / "crowd_pred.partial.jsonl")
     # The two longest, for those come first.
     assert [row.fields["pred_text"] for row in kept] == [CROWD[2][0], CROWD[0][0]]
@@ -279,7 +280,7 @@ def test_ctrl_c_keeps_what_was_recognised(model: ToneReader, crowd: Path, tmp_pa
 def test_too_large_a_batch_is_told_in_words(model: ToneReader, crowd: Path) -> None:
     model.failure = (0, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate …"))
     with pytest.raises(ConfigError, match=r"^5 s of sound .* lower --batch-duration-s"):
-        evaluate_manifests(model, {"crowd": crowd}, batch_duration_s=5.1)
+        evaluate_manifests(Recognizer(Torch(model)), {"crowd": crowd}, batch_duration_s=5.1)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +488,7 @@ def test_transcribe_goes_on_after_a_file_it_cannot_read(
 def test_spaces_around_a_text_are_dropped(model: ToneReader, tmp_path: Path) -> None:
     path = tmp_path / "spaces.wav"
     soundfile.write(path, speak(" да нет "), SAMPLE_RATE)
-    assert texts(model, [file_features(path)]) == ["да нет"]
+    assert Recognizer(Torch(model)).texts([file_features(path)]) == ["да нет"]
 
 
 def test_a_click_is_no_speech(model: ToneReader, tmp_path: Path) -> None:
@@ -497,4 +498,4 @@ def test_a_click_is_no_speech(model: ToneReader, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"24\.9 ms of sound, less than one analysis window of 25 ms"):
         file_features(path)
     soundfile.write(path, speak("а")[640 + 400 : 640 + 800], SAMPLE_RATE)
-    assert texts(model, [file_features(path)]) == ["а"]
+    assert Recognizer(Torch(model)).texts([file_features(path)]) == ["а"]

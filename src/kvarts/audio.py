@@ -145,6 +145,17 @@ def _resampler(rate: int) -> Callable[[NDArray[np.float32], bool], NDArray[np.fl
     return resample
 
 
+def resampled(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """A waveform (samples,) of another rate at 16 kHz; n samples become n * 16000 / rate, rounded.
+
+    Raises:
+        AudioError: a rate below 1 kHz or above 1 MHz.
+    """
+    if sample_rate not in _SAMPLE_RATES:
+        raise AudioError(f"a waveform at {sample_rate} Hz: the rate must lie between 1 kHz and 1 MHz")
+    return _resampler(sample_rate)(waveform.astype(np.float32, copy=False), True)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[_Sound]:
     """The sound in a file, whoever can read it."""

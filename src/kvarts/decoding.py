@@ -1,7 +1,8 @@
-"""From log-probabilities to text: greedy CTC decoding in NumPy."""
+"""From log-probabilities to text and words: greedy CTC decoding in NumPy."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,22 @@ from numpy.typing import ArrayLike, NDArray
 from kvarts.alphabet import ALPHABET, BLANK_ID
 
 _LABELS = np.array(list(ALPHABET))
+_SPACE_ID = ALPHABET.index(" ")
+
+
+@dataclass(frozen=True)
+class WordFrames:
+    """A word on the best path: where it lies, and how sure the network is.
+
+    Attributes:
+        start, stop: encoded frames, from that of its first letter to the one behind its last.
+        confidence: geometric mean over its letters of each one's probability where it is highest, in (0, 1].
+    """
+
+    text: str
+    start: int
+    stop: int
+    confidence: float
 
 
 def greedy(log_probs: NDArray[np.floating[Any]], lengths: ArrayLike) -> list[str]:
@@ -40,3 +57,34 @@ def greedy(log_probs: NDArray[np.floating[Any]], lengths: ArrayLike) -> list[str
     counts = np.arange(labels.shape[1]) < num_frames[:, None]
     kept = starts & counts & (labels != BLANK_ID)
     return ["".join(_LABELS[row[mask]]) for row, mask in zip(labels, kept, strict=True)]
+
+
+def greedy_words(log_probs: NDArray[np.floating[Any]]) -> list[WordFrames]:
+    """The words of one utterance's best path; joined by single spaces they are its `greedy` text without outer spaces.
+
+    Args:
+        log_probs: (time, 34) log-probabilities.
+    """
+    labels = log_probs.argmax(axis=1)
+    scores = log_probs[np.arange(len(labels)), labels]
+    changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
+    starts = np.concatenate([[0], changes]) if len(labels) else changes
+    stops = np.append(changes, len(labels))
+    best = np.maximum.reduceat(scores, starts) if len(starts) else scores
+    words: list[WordFrames] = []
+    letters: list[int] = []  # of the word so far: indices into the runs of equal labels
+
+    def close() -> None:
+        if letters:
+            text = "".join(_LABELS[labels[starts[letters]]])
+            confidence = float(np.exp(best[letters].mean()))
+            words.append(WordFrames(text, int(starts[letters[0]]), int(stops[letters[-1]]), confidence))
+            letters.clear()
+
+    for run, label in enumerate(labels[starts]):
+        if label == _SPACE_ID:
+            close()
+        elif label != BLANK_ID:
+            letters.append(run)
+    close()
+    return words

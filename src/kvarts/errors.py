@@ -39,6 +39,14 @@ class ArchitectureMismatchError(CheckpointError):
     """A checkpoint holds the weights of another network."""
 
 
+class ModelFolderError(KvartsError):
+    """A folder is no exported model, or a file of it is missing or was altered."""
+
+
+class ExportError(KvartsError):
+    """An exported model does not compute what the checkpoint does."""
+
+
 class ConfigError(KvartsError):
     """A setting is unknown or has an impossible value."""
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from kvarts.model import QuartzNetCTC
+    from kvarts.recogniser import Recognizer
 
 BATCH_DURATION_S = 120.0  # padded seconds of sound in a batch
 
@@ -106,7 +106,7 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def evaluate_manifest(
-    model: QuartzNetCTC,
+    recognizer: Recognizer,
     utterances: Sequence[Utterance],
     *,
     name: str,
@@ -116,7 +116,7 @@ def evaluate_manifest(
     """Recognises and scores utterances, batched with others of similar duration.
 
     Args:
-        model: on any device; run in evaluation mode and left in the mode it was in.
+        recognizer: with any engine.
         name: of the manifest, for tables and files.
         batch_duration_s: longest utterance times number of utterances, at most, in a batch of more than one.
         on_text: called with every utterance as soon as its text is known; long utterances come first.
@@ -128,7 +128,6 @@ def evaluate_manifest(
         AudioError: some files could not be read; all the others have been recognised and given to `on_text`.
     """
     from kvarts.progress import progress_bar, run_ahead
-    from kvarts.recognise import texts
 
     start_s = time.perf_counter()
     predictions = [""] * len(utterances)
@@ -148,7 +147,7 @@ def evaluate_manifest(
                 else:
                     indices.append(index)
                     features.append(result)
-            for index, text in zip(indices, texts(model, features), strict=True):
+            for index, text in zip(indices, recognizer.texts(features), strict=True):
                 predictions[index] = text
                 if on_text is not None:
                     on_text(utterances[index], text)
@@ -169,7 +168,7 @@ def evaluate_manifest(
 
 
 def evaluate_manifests(
-    model: QuartzNetCTC,
+    recognizer: Recognizer,
     manifests: Mapping[str, Path],
     *,
     batch_duration_s: float = BATCH_DURATION_S,
@@ -182,7 +181,7 @@ def evaluate_manifests(
     All of them are read, and the headers of all their audio files checked, before the first is recognised.
 
     Args:
-        model: see `evaluate_manifest`, as for `batch_duration_s`.
+        recognizer: see `evaluate_manifest`, as for `batch_duration_s`.
         output: a folder that gets, after each manifest, ``<name>_pred.jsonl`` (the manifest with `pred_text`
             added and absolute paths) and a new ``results.json``. Should recognition break off, the texts
             known by then stay in ``<name>_pred.partial.jsonl``.
@@ -207,7 +206,7 @@ def evaluate_manifests(
         partial = None if output is None else output / f"{name}_pred.partial.jsonl"
         with nullcontext() if partial is None else _kept_texts(partial) as on_text:
             evaluation, predictions = evaluate_manifest(
-                model, utterances, name=name, batch_duration_s=batch_duration_s, on_text=on_text
+                recognizer, utterances, name=name, batch_duration_s=batch_duration_s, on_text=on_text
             )
             evaluations.append(evaluation)
             if on_evaluation is not None:
@@ -254,18 +253,18 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates as the arguments say and prints the table; what is scored before an error is printed too."""
     from rich.console import Console
 
-    from kvarts.checkpoint import load_model
-    from kvarts.recognise import find_device
+    from kvarts.recogniser import Recognizer
+    from kvarts.torch_engine import Torch
 
     manifests = name_manifests(args.manifest)
     about: dict[str, Any] = {"command": args.command_line}
-    model = load_model(args.checkpoint, find_device(args.device))
+    recognizer = Recognizer(Torch.load(args.checkpoint, args.device))
     if args.output is not None:
         about["checkpoint"] = {"path": str(args.checkpoint.absolute()), "sha256": _sha256(args.checkpoint)}
     evaluations: list[Evaluation] = []
     try:
         evaluate_manifests(
-            model,
+            recognizer,
             manifests,
             batch_duration_s=args.batch_duration_s,
             output=args.output,
@@ -307,7 +306,7 @@ def name_manifests(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _features_or_error(utterance: Utterance) -> NDArray[np.float32] | AudioError:
-    from kvarts.recognise import file_features
+    from kvarts.recogniser import file_features
 
     try:
         return file_features(utterance.audio_path)

@@ -112,7 +112,7 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     Raises:
         AudioError: no samples, more than one channel, integers, or samples that are not finite.
     """
-    _check(waveform)
+    check_waveform(waveform)
     num_samples = len(waveform)
     log_mels = np.empty((mel_frames(num_samples), N_MELS), np.float32)
     # Frames first … last - 1 lie inside the waveform and are read in place; the few others are gathered.
@@ -130,7 +130,8 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     return log_mels
 
 
-def _check(waveform: NDArray[np.float32]) -> None:
+def check_waveform(waveform: NDArray[np.float32]) -> None:
+    """Raises what `log_mel` does."""
     if waveform.ndim != 1:
         raise AudioError(f"features need mono, shape (samples,), not {waveform.shape}: mix the channels down")
     if not np.issubdtype(waveform.dtype, np.floating):

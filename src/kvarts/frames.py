@@ -32,3 +32,8 @@ def samples_of_duration(duration_s: float) -> int:
 def encoded_frames_of_duration(duration_s: float, stride: int = 4) -> int:
     """Encoded frames of an utterance of `duration_s` seconds."""
     return encoded_frames(mel_frames(samples_of_duration(duration_s)), stride)
+
+
+def seconds_of_encoded(num_encoded_frames: float, stride: int = 4) -> float:
+    """Time of an encoded frame's centre from the beginning: frame k is centred on sample 160 · stride · k."""
+    return num_encoded_frames * stride * HOP_LENGTH / SAMPLE_RATE

@@ -36,6 +36,8 @@ from kvarts.dataset import random_subset
 from kvarts.errors import CheckpointError, ConfigError, KvartsError
 from kvarts.evaluate import Evaluation, evaluate_manifest, evaluate_manifests, render_table
 from kvarts.files import atomic_text_writer
+from kvarts.recogniser import Recognizer
+from kvarts.torch_engine import Torch
 
 logger = logging.getLogger("lightning")
 
@@ -232,10 +234,10 @@ def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData, device: torch
     from rich.console import Console
 
     chosen = run_dir / "checkpoints" / _final_checkpoint(config, run_dir)
-    model = load_model(chosen, device)
+    recognizer = Recognizer(Torch(load_model(chosen, device)))
     sample = random_subset(data.train, 60 * config.evaluate.train_minutes, config.seed)
-    evaluations = [evaluate_manifest(model, sample, name="train sample")[0]]
-    evaluations += evaluate_manifests(model, data.test_manifests, output=run_dir / "evaluation")
+    evaluations = [evaluate_manifest(recognizer, sample, name="train sample")[0]]
+    evaluations += evaluate_manifests(recognizer, data.test_manifests, output=run_dir / "evaluation")
     with atomic_text_writer(run_dir / "results.txt") as file:
         Console(file=file, width=120).print(render_table(evaluations))
     Console().print(render_table(evaluations))

@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Transcribes and prints; gives 2 if a file could not be read, else 0."""
-    from kvarts.checkpoint import load_model
     from kvarts.progress import run_ahead
-    from kvarts.recognise import file_features, find_device, texts
+    from kvarts.recogniser import Recognizer, file_features
+    from kvarts.torch_engine import Torch
 
     def read(path: Path) -> tuple[Path, NDArray[np.float32] | AudioError]:
         try:
@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
         except AudioError as error:
             return path, error
 
-    model = load_model(args.checkpoint, find_device(args.device))
+    recognizer = Recognizer(Torch.load(args.checkpoint, args.device))
     code = 0
     for path, features in run_ahead(read, args.files, workers=1, ahead=2):
         if isinstance(features, AudioError):
             print(f"kvarts: error: {features}", file=sys.stderr)
             code = 2
             continue
-        [text] = texts(model, [features])
+        [text] = recognizer.texts([features])
         print(text if len(args.files) == 1 else f"{path}\t{text}", flush=True)
     return code
