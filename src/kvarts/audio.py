@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -56,6 +56,7 @@ class _Sound:
     """An opened file: its rate, its sound as (frames, channels) of float32, and how long it ought to be."""
 
     rate: int  # Hz
+    channels: int
     blocks: Iterator[NDArray[np.float32]]
     promised_frames: int | None  # None where no header promises anything that can be relied on
     slack_frames: int  # may be missing without the file being cut short
@@ -78,29 +79,68 @@ def read_audio(path: str | os.PathLike[str]) -> NDArray[np.float32]:
 
     Takes the memory of the result twice, and a few blocks. Resampling is soxr's, in its quality "HQ".
     """
+    return np.concatenate([block[:, 0] for block in audio_blocks(path)])
+
+
+def audio_blocks(
+    path: str | os.PathLike[str], channels: Literal["mix", "separate"] = "mix"
+) -> Iterator[NDArray[np.float32]]:
+    """The sound of a file block by block, as `read_audio` gives it whole, in the memory of a few blocks.
+
+    Args:
+        path: as of `read_audio`.
+        channels: "mix" averages them to one; "separate" keeps and resamples each, as telephone calls have a
+            speaker in each.
+
+    Yields:
+        Shape (samples, channels), float32, in [-1, 1], at least one sample in each block and at least one block.
+        At 16 kHz a block has at most 2**18 numbers of all channels together; at other rates as many as they become.
+
+    Raises:
+        AudioError: as `read_audio`, at the block where it shows: what is cut short at the end, after all others.
+    """
     path = Path(path)
     frames = 0
-    chunks = []
+    is_silent = True  # nothing was handed on so far
     with _opened(path) as sound:
-        resample = _resampler(sound.rate)
-        for block in sound.blocks:
-            frames += len(block)
-            mono = block.mean(axis=1)
-            if not np.isfinite(mono).all():
-                raise AudioError(
-                    f"{path} has samples that are not numbers (NaN or infinity): export it again"
-                )
-            chunks.append(resample(mono, False))
-        chunks.append(resample(np.zeros(0, np.float32), True))
+        count = 1 if channels == "mix" else sound.channels
+        resample = _resampler(sound.rate, count)
+        for decoded in sound.blocks:
+            frames += len(decoded)
+            # The mean over one channel copies it, at 5 ns a sample.
+            block = decoded.mean(axis=1, keepdims=True) if count < decoded.shape[1] else decoded
+            if not np.isfinite(block).all():
+                raise AudioError(f"{path} has samples that are not numbers (NaN or infinity): export it again")
+            converted = resample(block, False)
+            if len(converted):
+                is_silent = False
+                yield _clipped(path, converted)
+        rest = resample(np.zeros((0, count), np.float32), True)
         _check_length(path, frames, sound)
-    # A sample or two at a high rate would be rounded to none.
-    waveform = np.concatenate(chunks) if any(map(len, chunks)) else mono[:1]
-    peak = np.abs([waveform.min(), waveform.max()]).max()
+        if len(rest):
+            yield _clipped(path, rest)
+        elif is_silent:  # a sample or two at a high rate would be rounded to none
+            yield _clipped(path, block[:1])
+
+
+def channel_count(path: str | os.PathLike[str]) -> int:
+    """How many channels a file has, from its header.
+
+    Raises:
+        AudioError: as `read_audio`, as far as headers show it.
+    """
+    with _opened(Path(path)) as sound:
+        return sound.channels
+
+
+def _clipped(path: Path, block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A block in [-1, 1]; the extremes take no memory to find, an array of magnitudes would."""
+    peak = max(-block.min(), block.max())
     if peak > _LARGEST_PEAK:
         raise AudioError(
             f"{path} reaches {peak:.0f} where 1 is full scale: scale it to [-1, 1], or replace it if damaged"
         )
-    return np.clip(waveform, -1.0, 1.0, out=waveform)
+    return np.clip(block, -1.0, 1.0) if peak > 1 else block
 
 
 def audio_duration_s(path: str | os.PathLike[str]) -> float:
@@ -136,11 +176,11 @@ def _without_samples(path: Path) -> AudioError:
     return AudioError(f"{path} has a header and no sound after it: record or download it again")
 
 
-def _resampler(rate: int) -> Callable[[NDArray[np.float32], bool], NDArray[np.float32]]:
-    """A function of (the next mono samples, whether they are the last)."""
+def _resampler(rate: int, channels: int) -> Callable[[NDArray[np.float32], bool], NDArray[np.float32]]:
+    """A function of (the next (samples, channels), whether they are the last)."""
     if rate == SAMPLE_RATE:
-        return lambda mono, last: mono
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        return lambda block, last: block
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32", quality="HQ")
     resample: Callable[[NDArray[np.float32], bool], NDArray[np.float32]] = stream.resample_chunk
     return resample
 
@@ -153,7 +193,7 @@ def resampled(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
     """
     if sample_rate not in _SAMPLE_RATES:
         raise AudioError(f"a waveform at {sample_rate} Hz: the rate must lie between 1 kHz and 1 MHz")
-    return _resampler(sample_rate)(waveform.astype(np.float32, copy=False), True)
+    return _resampler(sample_rate, 1)(waveform.astype(np.float32, copy=False)[:, None], True)[:, 0]
 
 
 @contextmanager
@@ -229,6 +269,7 @@ def _sound_of_libsndfile(path: Path, file: FileIO, sound_file: _ForwardSoundFile
     unknown = frames >= _UNKNOWN_FRAMES or (is_mp3 and not _has_xing_header(file))
     return _Sound(
         rate,
+        sound_file.channels,
         _blocks_of_libsndfile(path, sound_file),
         promised_frames=None if unknown else frames,
         slack_frames=_MPEG_FRAME if is_mp3 else 0,
@@ -322,6 +363,7 @@ def _opened_by_ffmpeg(path: Path) -> Iterator[_Sound]:
         promised_s = _promised_by_container_s(container, stream)
         yield _Sound(
             rate,
+            stream.codec_context.channels,
             _blocks_of_ffmpeg(path, container, rate),
             promised_frames=None if promised_s is None else round(promised_s * rate),
             slack_frames=round(_CONTAINER_SLACK_S * rate),

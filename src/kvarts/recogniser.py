@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvarts import cutting
 from kvarts.alphabet import NUM_CLASSES
-from kvarts.audio import read_audio, resampled
+from kvarts.audio import audio_blocks, resampled
 from kvarts.checks import too_short
+from kvarts.cutting import Piece
 from kvarts.decoding import greedy_words
 from kvarts.engines import Engine
 from kvarts.errors import AudioError
@@ -21,6 +24,8 @@ from kvarts.features import N_MELS, check_waveform, log_mel
 from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames, seconds_of_encoded
 
 Waveform = NDArray[np.float32]
+
+_LARGEST_BATCH = 120 * SAMPLE_RATE  # samples with padding; some 4 MB of features and a few times that in the network
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,20 @@ class Timings:
     def total_s(self) -> float:
         """All of it."""
         return self.read_s + self.features_s + self.network_s + self.decoding_s
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """What was recognised in a piece of a recording.
+
+    Attributes:
+        start_s, end_s: of the piece, seconds from the beginning of the recording; its words count from there too.
+    """
+
+    start_s: float
+    end_s: float
+    words: tuple[Word, ...]
+    timings: Timings
 
 
 @dataclass(frozen=True)
@@ -105,10 +124,11 @@ class Recognizer:
         return cls(load_engine(Path(path), engine, precision, threads))
 
     def transcribe(self, audio: str | os.PathLike[str] | Waveform, *, sample_rate: int = SAMPLE_RATE) -> Result:
-        """Recognises one recording.
+        """Recognises one recording of any length.
 
         Args:
             audio: a file (see `kvarts.audio.read_audio`), or a waveform (samples,), floating point, mono, in [-1, 1].
+                A file's channels are averaged, and it is read as it is recognised, in flat memory.
             sample_rate: Hz, of a waveform.
 
         Raises:
@@ -125,20 +145,51 @@ class Recognizer:
         Raises:
             AudioError: as `transcribe`, of the first that fails.
         """
-        started_s = time.perf_counter()
-        waveforms = [_waveform(audio, sample_rate) for audio in audios]
-        read_s = time.perf_counter() - started_s
-        words, timings = self._words(waveforms)
-        samples = sum(map(len, waveforms))
-        return [
-            Result(
-                text=text_of(found),
-                words=found,
-                duration_s=len(waveform) / SAMPLE_RATE,
-                timings=_share(Timings(read_s, *timings), len(waveform) / samples),
-            )
-            for waveform, found in zip(waveforms, words, strict=True)
-        ]
+        samples = [0] * len(audios)
+        found: list[list[PieceResult]] = [[] for _ in audios]
+        owners: deque[int] = deque()
+
+        def all_pieces() -> Iterator[Piece]:
+            for number, audio in enumerate(audios):
+                for piece in cutting.pieces(_counted(_blocks(audio, sample_rate), samples, number)):
+                    owners.append(number)
+                    yield piece
+
+        for result in self.transcribe_pieces(all_pieces()):
+            found[owners.popleft()].append(result)
+        return [_whole(results, count / SAMPLE_RATE) for results, count in zip(found, samples, strict=True)]
+
+    def transcribe_pieces(self, pieces: Iterable[Piece]) -> Iterator[PieceResult]:
+        """Recognises pieces (see `kvarts.cutting.pieces`) as they come, some 120 s of sound at a time.
+
+        Yields:
+            The results in the order of the pieces, each piece's share of the seconds by its length.
+
+        Raises:
+            AudioError: a piece that is empty, shorter than one window (25 ms), not finite, or no mono floats.
+        """
+        for group, read_s in _groups(pieces):
+            yield from self._group_results(group, read_s)
+
+    def _group_results(self, group: Sequence[Piece], read_s: float) -> list[PieceResult]:
+        """The results of pieces that are in memory together, the longest recognised first."""
+        samples = sum(len(piece.waveform) for piece in group)
+        results: dict[int, PieceResult] = {}
+        for batch in _batches([len(piece.waveform) for piece in group]):
+            words, seconds = self._words([group[number].waveform for number in batch])
+            batch_samples = sum(len(group[number].waveform) for number in batch)
+            for number, found in zip(batch, words, strict=True):
+                piece, length = group[number], len(group[number].waveform)
+                timings = Timings(
+                    read_s * length / samples, *(part_s * length / batch_samples for part_s in seconds)
+                )
+                results[number] = PieceResult(
+                    start_s=piece.start / SAMPLE_RATE,
+                    end_s=(piece.start + length) / SAMPLE_RATE,
+                    words=tuple(_later(word, piece.start / SAMPLE_RATE) for word in found),
+                    timings=timings,
+                )
+        return [results[number] for number in range(len(group))]
 
     def _words(self, waveforms: Sequence[Waveform]) -> tuple[list[tuple[Word, ...]], tuple[float, float, float]]:
         """The way from waveforms (samples,) at 16 kHz to words; and the seconds of its three parts."""
@@ -200,17 +251,85 @@ def file_features(path: Path) -> NDArray[np.float32]:
 
 
 def _waveform(audio: str | os.PathLike[str] | Waveform, sample_rate: int) -> Waveform:
-    if not isinstance(audio, np.ndarray):
-        where = f"{os.fspath(audio)}: "
-        waveform = read_audio(audio)
+    return np.concatenate([*_blocks(audio, sample_rate)])
+
+
+def _blocks(audio: str | os.PathLike[str] | Waveform, sample_rate: int) -> Iterator[Waveform]:
+    """Blocks (samples,) at 16 kHz of a file or a waveform.
+
+    Raises:
+        AudioError: as `Recognizer.transcribe`; of too short a file at its end.
+    """
+    where = ""
+    if isinstance(audio, np.ndarray):
+        _check_waveform(audio)
+        blocks = iter([resampled(audio, sample_rate)])
     else:
-        where = ""
-        check_waveform(audio)
-        waveform = resampled(audio, sample_rate)
-    if len(waveform) < WIN_LENGTH:
-        raise AudioError(f"{where}{too_short(len(waveform) / SAMPLE_RATE)}; record more of it")
-    return waveform
+        where = f"{os.fspath(audio)}: "
+        blocks = (block[:, 0] for block in audio_blocks(audio))
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    if samples < WIN_LENGTH:
+        raise AudioError(f"{where}{too_short(samples / SAMPLE_RATE)}; record more of it")
 
 
-def _share(timings: Timings, share: float) -> Timings:
-    return Timings(*(share * seconds for seconds in astuple(timings)))
+def _check_waveform(waveform: Waveform) -> None:
+    if waveform.ndim == 2:
+        raise AudioError(
+            f"a waveform has one channel, shape (samples,), this one is {waveform.shape}: choose a channel, or "
+            "average them"
+        )
+    check_waveform(waveform)
+
+
+def _counted(blocks: Iterable[Waveform], samples: list[int], number: int) -> Iterator[Waveform]:
+    """The blocks, their samples added to `samples[number]` as they pass."""
+    for block in blocks:
+        samples[number] += len(block)
+        yield block
+
+
+def _groups(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], float]]:
+    """Neighbouring pieces of at most 120 s together, and the seconds that it took to get them."""
+    group: list[Piece] = []
+    samples = 0
+    read_s = 0.0
+    source = iter(pieces)
+    while True:
+        started_s = time.perf_counter()
+        piece = next(source, None)
+        read_s += time.perf_counter() - started_s
+        if piece is not None and len(piece.waveform) < WIN_LENGTH:
+            raise AudioError(f"{too_short(len(piece.waveform) / SAMPLE_RATE)}; record more of it")
+        if group and (piece is None or samples + len(piece.waveform) > _LARGEST_BATCH):
+            yield group, read_s
+            group, samples, read_s = [], 0, 0.0
+        if piece is None:
+            return
+        group.append(piece)
+        samples += len(piece.waveform)
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Which waveforms run together: longest first, at most 120 s with the padding, none padded to twice its length."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= _LARGEST_BATCH and 2 * lengths[number] > longest:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _later(word: Word, seconds: float) -> Word:
+    # Whole hundredths, the grid of the features: 30.04 + 0.04 is 30.08 and not 30.080000000000002.
+    return replace(word, start_s=round(word.start_s + seconds, 2), end_s=round(word.end_s + seconds, 2))
+
+
+def _whole(results: Sequence[PieceResult], duration_s: float) -> Result:
+    words = tuple(word for result in results for word in result.words)
+    parts = [astuple(result.timings) for result in results]
+    return Result(text_of(words), words, duration_s, Timings(*map(sum, zip((0.0,) * 4, *parts, strict=True))))
