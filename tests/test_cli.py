@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import TextIO
 import pytest
 
 import kvarts
-from kvarts import cli
+from kvarts import cli, transcribe
 from kvarts.errors import ManifestError
 
 TRANSCRIBE = ["transcribe", "--checkpoint", "none.ckpt", "a.wav"]
@@ -99,7 +100,7 @@ def test_the_command_line_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(args)
         return 0
 
-    monkeypatch.setattr(cli.transcribe, "run", run)
+    monkeypatch.setattr(transcribe, "run", run)
     assert cli.main(["transcribe", "--checkpoint", "c.ckpt", "two words.wav"]) == 0
     assert seen[0].command_line == "kvarts transcribe --checkpoint c.ckpt 'two words.wav'"
 
@@ -127,9 +128,39 @@ def test_what_is_raised_becomes_a_line_and_a_code(
     def run(args: argparse.Namespace) -> int:
         raise raised
 
-    monkeypatch.setattr(cli.transcribe, "run", run)
+    monkeypatch.setattr(transcribe, "run", run)
     assert cli.main(TRANSCRIBE) == code
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (TRANSCRIBE, "torch", "train"),
+        (TRANSCRIBE, "sounddevice", "mic"),
+        (TRANSCRIBE, "openvino.runtime", "openvino"),
+        (["evaluate", "--checkpoint", "c", "--manifest", "m"], "rich", "train"),
+        (["data", "download", "course"], "rich", "download"),
+        (["data", "sample", "--deb", "d"], "scipy.signal", "rooms"),
+        (["train"], "hydra", "train"),
+    ],
+)
+def test_a_missing_package_leads_to_the_extra_that_has_it(
+    command: list[str], package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    if command == ["train"]:
+        monkeypatch.setitem(sys.modules, "kvarts.train", SimpleNamespace(main=fail))
+    else:
+        module = command[1] if command[0] == "data" else command[0]
+        monkeypatch.setattr(importlib.import_module(f"kvarts.{module}"), "run", fail)
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert repr(package.partition(".")[0]) in said
+    assert f"pip install 'kvarts[{extra}]'" in said
 
 
 @pytest.mark.parametrize(
@@ -140,14 +171,14 @@ def test_a_bug_keeps_its_traceback(raised: Exception, monkeypatch: pytest.Monkey
     def run(args: argparse.Namespace) -> int:
         raise raised
 
-    monkeypatch.setattr(cli.transcribe, "run", run)
+    monkeypatch.setattr(transcribe, "run", run)
     with pytest.raises(type(raised)):
         cli.main(TRANSCRIBE)
 
 
 PRINT_MUCH = (
-    "from kvarts import cli\n"
-    "cli.transcribe.run = lambda args: print('x' * 1_000_000) or 0\n"
+    "from kvarts import cli, transcribe\n"
+    "transcribe.run = lambda args: print('x' * 1_000_000) or 0\n"
     f"raise SystemExit(cli.main({TRANSCRIBE}))\n"
 )
 
