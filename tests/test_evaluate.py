@@ -1,4 +1,4 @@
-"""`kvarts evaluate` and `kvarts transcribe`, with a real model that was built by hand to read tones.
+"""`kvarts evaluate`, with a real model that was built by hand to read tones.
 
 Every label of the alphabet is a tone in the middle of a mel band of its own, and silence is the blank. The
 network has one block that hands the bands on and a head that picks the loudest, so what it recognises is
@@ -424,7 +424,6 @@ def test_a_disk_that_fills_up_costs_no_score(
     assert (tmp_path / "o" / "results.json").read_bytes() == old
 
 
-@pytest.mark.parametrize("command", ["evaluate", "transcribe"])
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -434,7 +433,6 @@ def test_a_disk_that_fills_up_costs_no_score(
     ],
 )
 def test_wrong_arguments_are_one_line(
-    command: str,
     changes: dict[str, str],
     what: str,
     checkpoint: Path,
@@ -442,8 +440,7 @@ def test_wrong_arguments_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {"--checkpoint": str(checkpoint), "--device": "cpu"} | changes
-    arguments = [command, *(part for option in options.items() for part in option)]
-    arguments += ["--manifest", str(crowd)] if command == "evaluate" else [str(crowd.parent / "audio" / "0.wav")]
+    arguments = ["evaluate", *(part for option in options.items() for part in option), "--manifest", str(crowd)]
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -460,29 +457,6 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert output in captured.err
-
-
-def test_transcribe_one_file_prints_its_text(checkpoint: Path, crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["transcribe", "--checkpoint", str(checkpoint), str(crowd.parent / "audio" / "2.wav")]) == 0
-    assert capsys.readouterr() == ("салют вызов светлане\n", "")
-
-
-def test_transcribe_goes_on_after_a_file_it_cannot_read(
-    checkpoint: Path, crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    audio = crowd.parent / "audio"
-    missing, not_audio, one_sample = tmp_path / "none.wav", tmp_path / "notes.wav", tmp_path / "one.wav"
-    not_audio.write_text("не звук", encoding="utf-8")
-    soundfile.write(one_sample, np.ones(1, np.float32), SAMPLE_RATE)
-    files = [audio / "1.wav", missing, one_sample, not_audio, tmp_path, audio / "0.wav"]
-    assert main(["transcribe", "--checkpoint", str(checkpoint), *map(str, files)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == f"{files[0]}\tда\n{files[-1]}\tафина хотела номер\n"
-    reported = captured.err.splitlines()
-    assert len(reported) == 4
-    for line, path in zip(reported, (missing, one_sample, not_audio, tmp_path), strict=True):
-        assert line.startswith("kvarts: error: ")
-        assert str(path) in line
 
 
 def test_spaces_around_a_text_are_dropped(model: ToneReader, tmp_path: Path) -> None:
