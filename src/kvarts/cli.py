@@ -1,8 +1,9 @@
 """The ``kvarts`` command. Every subcommand's module offers `add_arguments` and `run`, which alone imports
 PyTorch; the module itself is imported when its subcommand is called.
 
-Exit codes: 0 for success, 2 for a mistake of the user (one line on standard error says which), 130 for
-Ctrl-C, 141 for a reader that went away (``kvarts … | head``), as a shell would count them.
+Exit codes: 0 for success, 1 where some inputs failed and the others went on (`transcribe`), 2 for a mistake of
+the user; one line on standard error says which. 130 for Ctrl-C, 141 for a reader that went away (``kvarts … | head``),
+as a shell would count them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _READER_GONE = 141
 # Subcommands, each in the module of its name, and what the help says of them. «train» has a parser of its own: Hydra's.
 _COMMANDS: Final = {
     "evaluate": "measure WER and CER on manifests",
-    "transcribe": "print the text of audio files",
+    "transcribe": "write down what is said in audio and video files",
+    "export": "write a checkpoint as a model that runs without PyTorch",
 }
 _DATA_COMMANDS: Final = {
     "download": "download and unpack a data set",

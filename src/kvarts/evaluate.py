@@ -8,7 +8,6 @@ every word recognised in it is an insertion.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kvarts import __version__
 from kvarts.error_counts import ErrorCounts, char_errors, word_errors
 from kvarts.errors import AudioError, ConfigError, ManifestError, listing
-from kvarts.files import atomic_text_writer, write_error
+from kvarts.files import atomic_text_writer, sha256_of, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
 from kvarts.text import NORMALISER_VERSION
 
@@ -260,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
     about: dict[str, Any] = {"command": args.command_line}
     recognizer = Recognizer(Torch.load(args.checkpoint, args.device))
     if args.output is not None:
-        about["checkpoint"] = {"path": str(args.checkpoint.absolute()), "sha256": _sha256(args.checkpoint)}
+        about["checkpoint"] = {"path": str(args.checkpoint.absolute()), "sha256": sha256_of(args.checkpoint)}
     evaluations: list[Evaluation] = []
     try:
         evaluate_manifests(
@@ -375,14 +374,6 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _positive_number(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,6 +77,15 @@ def write_error(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: could not be written ({error.strerror or error}){kept}; free space or choose another place"
     )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def cache_dir() -> Path | None:

@@ -91,7 +91,8 @@ class _Lengths:
         one, step = (graph.constant(np.array(value, np.int64)) for value in (1, stride))
 
         def shorter(length: str) -> str:
-            return graph.add("Add", graph.add("Div", graph.add("Sub", length, one), step), one)
+            steps = graph.add("Div", graph.add("Sub", length, one), step)
+            return graph.add("Add", steps, one, output=f"frames_of_{steps}")
 
         return _Lengths(graph, shorter(self._lengths), shorter(self._time))
 
