@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -468,6 +469,29 @@ def test_many_short_files_go_through_the_network_together(
     assert capsys.readouterr().out.splitlines() == [f"{path}\t{text}" for path, text in texts.items()]
     assert sum(batches) == len(texts)
     assert len(batches) <= 5
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_tells_count_and_speed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [say("a.wav", "да"), "none.wav", say("b.wav", "нет"), say("c.wav", np.ones(1, np.float32))]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert transcribe(model, *files, "-o", "out") == 1
+    drawn = terminal.getvalue().split("\r")
+    for count in (1, 2, 3):
+        assert re.search(rf"transcribing .*, {count} of 3 recordings, \d+ × real time", terminal.getvalue())
+    # Each error begins a line of its own, whatever was drawn there.
+    assert sum("kvarts: error: " in part for part in drawn) == 2
+    assert all(part.startswith("\x1b[Kkvarts: ") for part in drawn if "kvarts: error: " in part)
+    # Text on a terminal needs no bar beside it.
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert transcribe(model, files[0]) == 0
+    assert (sys.stdout.getvalue(), sys.stderr.getvalue()) == ("да\n", "")
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         def report(problem: str) -> None:
             nonlocal failures
             failures += 1
-            print(f"kvarts: error: {' '.join(problem.splitlines())}", file=sys.stderr, flush=True)
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the bar, which is drawn again below
+            print(f"{clear}kvarts: error: {' '.join(problem.splitlines())}", file=sys.stderr, flush=True)
 
         for problem in problems:
             report(problem)
@@ -192,7 +193,9 @@ def run(args: argparse.Namespace) -> int:
             except AudioError as error:
                 report(str(error))
         model = args.model.resolve().name
-        for recording, found in transcripts(recognizer, ready, model, separate=args.channels == "separate"):
+        on_progress = stack.enter_context(_progress(len(ready), prints=args.output is None))
+        separate = args.channels == "separate"
+        for recording, found in transcripts(recognizer, ready, model, separate=separate, on_progress=on_progress):
             if isinstance(found, AudioError):
                 report(str(found))
             else:
@@ -516,20 +519,48 @@ class _End:
     error: AudioError | None = None
 
 
+@contextmanager
+def _progress(total: int, prints: bool) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the count of recordings and seconds of sound a second; none among text that goes to a terminal."""
+    from kvarts.progress import progress_bar
+
+    if prints and sys.stdout.isatty():
+        yield lambda finished, sound_s: None
+        return
+    started_s = time.perf_counter()
+    shown = 0
+    with progress_bar("transcribing", total) as advance:
+
+        def show(finished: int, sound_s: float) -> None:
+            nonlocal shown
+            speed = sound_s / (time.perf_counter() - started_s)
+            advance(finished - shown, f"{finished} of {total} recordings, {speed:.0f} × real time")
+            shown = finished
+
+        yield show
+
+
 def transcripts(
-    recognizer: Recognizer, recordings: Sequence[Recording], model: str, *, separate: bool
+    recognizer: Recognizer,
+    recordings: Sequence[Recording],
+    model: str,
+    *,
+    separate: bool,
+    on_progress: Callable[[int, float], None],
 ) -> Iterator[tuple[Recording, Transcript | AudioError]]:
     """The words of recordings, one after the other, each as soon as they are known; or why it cannot be read.
 
     Args:
         model: its name, for the transcripts.
         separate: recognise each channel on its own.
+        on_progress: called again and again with the recordings that are finished, and the seconds of sound so far.
     """
     from kvarts.recogniser import Timings, Word
     from kvarts.writers import Transcript
 
     words: dict[int, list[Word]] = {}
     seconds = [0.0] * 4
+    finished, finished_s, heard_s = 0, 0.0, 0.0
     with _Ahead(lambda: _read(recordings, separate)) as ahead:
         while events := ahead.take():
             results = recognizer.transcribe_pieces([event.piece for event in events if isinstance(event, _Part)])
@@ -537,6 +568,8 @@ def transcripts(
                 if isinstance(event, _Part):
                     result = next(results)
                     words.setdefault(event.channel, []).extend(result.words)
+                    heard_s = max(heard_s, result.end_s)
+                    on_progress(finished, finished_s + heard_s)
                     seconds = [sum(pair) for pair in zip(seconds, astuple(result.timings), strict=True)]
                     continue
                 seconds[0] += event.read_s
@@ -555,6 +588,8 @@ def transcripts(
                 )
                 words = {}
                 seconds = [0.0] * 4
+                finished, finished_s, heard_s = finished + 1, finished_s + event.duration_s, 0.0
+                on_progress(finished, finished_s)
 
 
 def _read(recordings: Sequence[Recording], separate: bool) -> Iterator[_Part | _End]:
