@@ -1,0 +1,249 @@
+"""`kvarts export` and the folder it writes, with a small network that has every kind of block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_asr
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from kvarts.alphabet import ALPHABET
+from kvarts.checkpoint import save_weights
+from kvarts.cli import main
+from kvarts.decoder import ConvDecoder
+from kvarts.encoder import BlockConfig, QuartzNet
+from kvarts.engines import OnnxRuntime, OpenVino
+from kvarts.errors import ConfigError, ExportError, ModelFolderError
+from kvarts.export import export, prove
+from kvarts.files import sha256_of
+from kvarts.frames import SAMPLE_RATE, encoded_frames
+from kvarts.manifest import read_manifest, write_manifest
+from kvarts.model import QuartzNetCTC
+from kvarts.model_folder import FLOAT32, INT8, TOKENS, load_engine
+from kvarts.onnx_graph import onnx_model
+from kvarts.recogniser import Recognizer, file_features
+from kvarts.torch_engine import Torch
+
+BLOCKS = (
+    BlockConfig(32, 1, 9, stride=4, residual=False),
+    BlockConfig(32, 2, 11),
+    BlockConfig(48, 3, 13),
+    BlockConfig(48, 1, 15, dilation=2, residual=False),
+    BlockConfig(64, 1, 1, residual=False, separable=False),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> QuartzNetCTC:
+    """Random, with statistics as training would leave them, and a head that says many letters."""
+    torch.manual_seed(3)
+    model = QuartzNetCTC(QuartzNet(BLOCKS), ConvDecoder(64))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.normal_(0, 0.3)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.3, 3)
+        model.decoder.layers[0].weight.mul_(4)
+    # What BatchNorm sees of real log-mel lies around -8.
+    with torch.no_grad():
+        for _ in range(30):
+            model.encoder.train()(torch.randn(4, 200, 64) * 3 - 8, torch.tensor([200, 150, 90, 17]))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of twelve utterances of modulated noise, of ragged lengths."""
+    folder = tmp_path_factory.mktemp("speech")
+    generator = np.random.default_rng(0)
+    rows = []
+    for number, samples in enumerate([400, 559, 560, 561, 639, 640, 641, 4000, 8001, 12345, 16000, 31999]):
+        envelope = 1 + np.sin(np.arange(samples) * 0.002 * (number + 1))
+        sound = (0.1 * envelope * generator.standard_normal(samples)).astype(np.float32)
+        soundfile.write(folder / f"{number}.wav", np.clip(sound, -1, 1), SAMPLE_RATE)
+        rows.append({"audio_filepath": f"{number}.wav", "text": "да нет", "duration": samples / SAMPLE_RATE})
+    write_manifest(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: QuartzNetCTC, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_weights(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(checkpoint, folder, speech, speech)
+    return folder
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the exported folder that a test may spoil."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for entry in exported.iterdir():
+        (folder / entry.name).write_bytes(entry.read_bytes())
+    return folder
+
+
+def log_probs_of(model: QuartzNetCTC, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    return Torch(model).log_probs(features, lengths)
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
+def test_the_graph_computes_what_the_network_does_whatever_the_padding(
+    model: QuartzNetCTC, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
+) -> None:
+    onnx.save(onnx_model(model, {}), tmp_path / "model.onnx")
+    lengths = np.array([1, 2, 3, 4, 5, 40, 41, 200], np.int64)
+    features = (np.random.default_rng(1).standard_normal((8, 200, 64)) * 3 - 8).astype(np.float32)
+    for row, length in zip(features, lengths, strict=True):
+        row[length:] = np.nan  # padding may be anything
+    found = engine(tmp_path / "model.onnx", 1, "float32", 4).log_probs(features, lengths)
+    expected = log_probs_of(model, features, lengths)
+    for row, matrix, length in zip(found, expected, lengths, strict=True):
+        frames = encoded_frames(int(length))
+        np.testing.assert_allclose(row[:frames], matrix[:frames], atol=1e-4)
+    # Alone as in the batch.
+    for row, utterance, length in zip(found, features, lengths, strict=True):
+        alone = engine(tmp_path / "model.onnx", 1, "float32", 4).log_probs(utterance[None, :length], np.array([length]))
+        np.testing.assert_allclose(alone[0], row[: encoded_frames(int(length))], atol=1e-4)
+
+
+def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Path) -> None:
+    utterances = read_manifest(speech)
+    features = [file_features(utterance.audio_path) for utterance in utterances]
+    proofs = prove(exported, Recognizer(Torch(model)), features, [utterance.text for utterance in utterances])
+    by_engine = {proof.engine: proof for proof in proofs}
+    assert list(by_engine) == [
+        "torch cpu",
+        "onnxruntime float32",
+        "onnxruntime int8",
+        "openvino float32",
+        "openvino bfloat16",
+        "openvino int8",
+    ]
+    for engine in ("onnxruntime float32", "openvino float32"):
+        assert by_engine[engine].drift < 1e-4
+        assert by_engine[engine].texts == 12
+    for engine in ("onnxruntime int8", "openvino int8"):
+        assert 1e-3 < by_engine[engine].drift < 3  # rounded, and not broken
+    # The network does say something, or nothing would have been compared.
+    assert any(Recognizer(Torch(model)).texts(features))
+
+
+def test_onnx_asr_reads_the_folder_and_says_the_same(exported: Path, speech: Path) -> None:
+    theirs = onnx_asr.load_model("gigaam-v2-ctc", exported, providers=["CPUExecutionProvider"])
+    ours = Recognizer.load(exported, engine="onnxruntime", precision="float32", threads=1)
+    paths = [utterance.audio_path for utterance in read_manifest(speech)]
+    expected = [ours.transcribe(path).text for path in paths]
+    assert any(expected)
+    assert [" ".join(theirs.recognize(path).split()) for path in paths] == expected
+
+
+def test_what_lies_in_the_folder(exported: Path, checkpoint: Path) -> None:
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    assert config["alphabet"] == ALPHABET
+    assert config["checkpoint_sha256"] == sha256_of(checkpoint)
+    others = {entry.name for entry in exported.iterdir()} - {"config.json"}
+    assert set(config["files"]) == others >= {FLOAT32, INT8, TOKENS}
+    for name, about in config["files"].items():
+        assert about == {"bytes": (exported / name).stat().st_size, "sha256": sha256_of(exported / name)}
+    tokens = (exported / TOKENS).read_text(encoding="utf-8").splitlines()
+    assert (tokens[0], tokens[1], tokens[32], tokens[33]) == ("▁ 0", "а 1", "я 32", "<blk> 33")
+    properties = {entry.key: entry.value for entry in onnx.load(exported / FLOAT32).metadata_props}
+    assert properties["alphabet"] == ALPHABET
+    assert json.loads(properties["stride"]) == 4
+
+
+@pytest.mark.parametrize("name", [FLOAT32, TOKENS])
+def test_a_file_missing_or_altered(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelFolderError, match=f"{name} is not what was exported"):
+        load_engine(copy, "onnxruntime", "float32", 1)
+    (copy / name).unlink()
+    with pytest.raises(ModelFolderError, match=f"{name} cannot be read"):
+        load_engine(copy, "onnxruntime", "float32", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is not of a Kvarts model"),
+        ('{"kvarts_model": 99, "files": {}}', "by a later Kvarts"),
+        ('{"kvarts_model": 1, "files": {}}', "has no stride"),
+        ('{"kvarts_model": 1, "files": {}, "stride": 4, "alphabet": "abc"}', "another alphabet"),
+    ],
+)
+def test_a_broken_config(copy: Path, content: str, message: str) -> None:
+    (copy / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=message):
+        load_engine(copy, None, None, 1)
+
+
+def test_folders_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="does not exist"):
+        load_engine(tmp_path / "none", None, None, 1)
+    with pytest.raises(ModelFolderError, match="has no config"):
+        load_engine(tmp_path, None, None, 1)
+
+
+def test_settings_that_cannot_be_had(exported: Path) -> None:
+    for engine, precision, threads, message in (
+        ("onnxruntime", "bfloat16", 1, "OpenVINO"),
+        ("onnxruntime", "int4", 1, "int4"),
+        ("tensorrt", None, 1, "tensorrt"),
+        ("onnxruntime", "float32", 0, "threads 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_engine(exported, engine, precision, threads)
+
+
+def test_another_network_is_refused_and_nothing_is_left(
+    copy: Path, model: QuartzNetCTC, checkpoint: Path, speech: Path, tmp_path: Path
+) -> None:
+    # A folder whose network says something else, with a hash that fits.
+    graph = onnx.load(copy / FLOAT32)
+    [bias] = [tensor for tensor in graph.graph.initializer if tensor.name == "decoder.bias"]
+    value = onnx.numpy_helper.to_array(bias).copy()
+    value[0] += 0.01
+    bias.CopyFrom(onnx.numpy_helper.from_array(value, "decoder.bias"))
+    onnx.save(graph, copy / FLOAT32)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config["files"][FLOAT32]["sha256"] = sha256_of(copy / FLOAT32)
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    features = [file_features(utterance.audio_path) for utterance in read_manifest(speech)]
+    with pytest.raises(ExportError, match="does not compute what the checkpoint does"):
+        prove(copy, Recognizer(Torch(model)), features, [""] * len(features))
+    # A target that exists.
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ConfigError, match="is no exported model"):
+        export(checkpoint, tmp_path / "notes", speech, speech, force=True)
+    with pytest.raises(ConfigError, match="--force"):
+        export(checkpoint, copy, speech, speech)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"copy", "notes"}
+
+
+def test_the_command(checkpoint: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", str(checkpoint), "-o", str(tmp_path / "model"), "--test", str(speech)]
+    assert main([*arguments, "--calibration", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main([*arguments, "--calibration", str(speech)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"model: {tmp_path / 'model'}"
+    assert main([*arguments, "--calibration", str(speech), "--force"]) == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
