@@ -170,6 +170,7 @@ def test_the_command_alone(base: Path, model: Path) -> None:
         ("train", "train"),
         ("evaluate --checkpoint c.ckpt --manifest m.jsonl", "train"),
         ("transcribe --model c.ckpt a.wav", "train"),
+        ("export c.ckpt -o out", "export"),
         ("data download course", "download"),
     ],
 )
