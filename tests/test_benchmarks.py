@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -64,6 +65,30 @@ def test_an_epoch(tmp_path: Path, data: Path) -> None:
         ratio = figures["epoch_s_plain_fp32"] / figures[f"epoch_s_ours_{precision}"]
         assert figures[f"ratio_{precision}"] == pytest.approx(ratio)
         assert figures[f"ratio_first_epoch_{precision}"] > 0
+
+
+def test_recognition(tmp_path: Path, data: Path) -> None:
+    """Every system of the run has its figures, and float32 gives the same texts in all that have our features."""
+    train, val = (data / part / "manifest.jsonl" for part in ("train_opus", "val_opus"))
+    arguments = ("--calibration", train, "--audio", val, "--seconds", "0.5", "--rounds", "1")
+    output = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "figures.png")
+    table = run("recognise.py", *arguments, *output)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    rows = {row["system"]: row for row in figures["rows"]}
+    positive = ["encoder_rtfx_b1", "encoder_rtfx_b8", "encoder_ratio_to_eager", "encoder_ratio_to_eager_b8"]
+    positive += ["onnxruntime_ratio_to_plain_export", "cold_start_s", "opus_decoder_share"]
+    positive += [f"{kind}_to_text_{what}" for kind in ("wav", "opus") for what in ("rtfx", "ratio_to_onnx_asr")]
+    for name in positive:
+        assert name in table
+        assert 0 < figures[name] < math.inf, name
+    assert 20 < figures["cold_start_rss_mb"] < 1000
+    ours = rows[figures["system"]]
+    float32 = rows[figures["system"].rpartition(" ")[0] + " float32"]
+    assert figures["delta_wer"] == pytest.approx(ours["wer"] - float32["wer"])
+    assert figures["wav_to_text_rtfx"] == max(ours["wav_rtfx"], ours["wav_batch_rtfx"])
+    for name in ("kvarts onnxruntime float32", "torch eager", "onnxruntime plain export", "onnx-asr float32"):
+        assert rows[name]["same_texts"] == 1, name
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_depthwise_convolutions() -> None:
