@@ -40,12 +40,14 @@ class Proof:
         drift: largest difference of a log-probability.
         texts: how many of the utterances had the same text.
         wer: word error rate, 0 to 1.
+        delta_wer: 95 % interval of that rate less PyTorch's, by the paired bootstrap.
     """
 
     engine: str
     drift: float
     texts: int
     wer: float
+    delta_wer: tuple[float, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +81,9 @@ def run(args: argparse.Namespace) -> int:
     proofs = export(args.checkpoint, args.output, args.calibration, args.test, licence=args.licence, force=args.force)
     for proof in proofs:
         print(
-            f"{proof.engine:22} WER {100 * proof.wer:6.2f} %   same texts {proof.texts:4}   "
-            f"largest difference {proof.drift:.2g}"
+            f"{proof.engine:22} WER {100 * proof.wer:6.2f} % "
+            f"({100 * proof.delta_wer[0]:+.2f} to {100 * proof.delta_wer[1]:+.2f})   "
+            f"same texts {proof.texts:4}   largest difference {proof.drift:.2g}"
         )
     print(f"model: {args.output}")
     return 0
@@ -146,11 +149,12 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
     Raises:
         ExportError: float32 drifts by more than 1e-3, or gives another text.
     """
+    from kvarts.bootstrap import paired_interval
     from kvarts.engines import ENGINES
     from kvarts.error_counts import ErrorCounts, word_errors
     from kvarts.recogniser import Recognizer
 
-    def recognised(recognizer: Any) -> tuple[list[Features], list[str], float]:
+    def recognised(recognizer: Any) -> tuple[list[Features], list[str], list[ErrorCounts]]:
         log_probs: list[Features] = []
         found: list[str] = []
         for start in range(0, len(features), _BATCH):
@@ -158,21 +162,24 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
             padded, lengths = recognizer.log_probs(batch)
             log_probs += [matrix[:length] for matrix, length in zip(padded, lengths, strict=True)]
             found += recognizer.texts(batch)
-        wer = sum((word_errors(*pair) for pair in zip(texts, found, strict=True)), ErrorCounts()).rate
-        return log_probs, found, wer
+        return log_probs, found, [word_errors(*pair) for pair in zip(texts, found, strict=True)]
 
-    expected, expected_texts, wer = recognised(reference)
-    proofs = [Proof(reference.engine.name, 0.0, len(features), wer)]
+    def wer(counts: Sequence[ErrorCounts]) -> float:
+        return sum(counts, ErrorCounts()).rate
+
+    expected, expected_texts, expected_counts = recognised(reference)
+    proofs = [Proof(reference.engine.name, 0.0, len(features), wer(expected_counts), (0.0, 0.0))]
     for engine in ENGINES:
         for precision in ("float32", "bfloat16", "int8"):
             try:
                 recognizer = Recognizer.load(folder, engine=engine, precision=precision)
             except ConfigError:  # not installed, or does not compute in it
                 continue
-            log_probs, found, wer = recognised(recognizer)
+            log_probs, found, counts = recognised(recognizer)
             drift = max(float(np.abs(a - b).max()) for a, b in zip(log_probs, expected, strict=True))
             same = sum(a == b for a, b in zip(found, expected_texts, strict=True))
-            proofs.append(Proof(recognizer.engine.name, drift, same, wer))
+            interval = paired_interval(expected_counts, counts)
+            proofs.append(Proof(recognizer.engine.name, drift, same, wer(counts), interval))
             if precision == "float32" and not (drift <= _LARGEST_DRIFT and same == len(features)):
                 raise ExportError(
                     f"{recognizer.engine.name} does not compute what the checkpoint does: log-probabilities differ by "
