@@ -152,7 +152,7 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
     from kvarts.bootstrap import paired_interval
     from kvarts.engines import ENGINES
     from kvarts.error_counts import ErrorCounts, word_errors
-    from kvarts.recogniser import Recognizer
+    from kvarts.recogniser import Recognizer, text_of
 
     def recognised(recognizer: Any) -> tuple[list[Features], list[str], list[ErrorCounts]]:
         log_probs: list[Features] = []
@@ -161,7 +161,7 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
             batch = features[start : start + _BATCH]
             padded, lengths = recognizer.log_probs(batch)
             log_probs += [matrix[:length] for matrix, length in zip(padded, lengths, strict=True)]
-            found += recognizer.texts(batch)
+            found += map(text_of, recognizer.decoded(padded, lengths))
         return log_probs, found, [word_errors(*pair) for pair in zip(texts, found, strict=True)]
 
     def wer(counts: Sequence[ErrorCounts]) -> float:

@@ -198,7 +198,7 @@ class Recognizer:
         features_s = time.perf_counter()
         log_probs, num_frames = self.log_probs(features)
         network_s = time.perf_counter()
-        words = self._decoded(log_probs, num_frames)
+        words = self.decoded(log_probs, num_frames)
         decoded_s = time.perf_counter()
         return words, (features_s - started_s, network_s - features_s, decoded_s - network_s)
 
@@ -220,9 +220,10 @@ class Recognizer:
 
     def texts(self, features: Sequence[NDArray[np.float32]]) -> list[str]:
         """The texts of one batch of log-mel features, (frames, 64) each."""
-        return [text_of(words) for words in self._decoded(*self.log_probs(features))]
+        return [text_of(words) for words in self.decoded(*self.log_probs(features))]
 
-    def _decoded(self, log_probs: NDArray[np.float32], num_frames: Sequence[int]) -> list[tuple[Word, ...]]:
+    def decoded(self, log_probs: NDArray[np.float32], num_frames: Sequence[int]) -> list[tuple[Word, ...]]:
+        """The words of what `log_probs` gave."""
         def seconds(frame: int) -> float:
             return seconds_of_encoded(frame, self.engine.stride)
 
