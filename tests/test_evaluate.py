@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
-import numpy as np
 import pytest
 import soundfile
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
 
 import kvarts
 from disk import no_file_beyond
-from kvarts.alphabet import BLANK_ID, encode
 from kvarts.checkpoint import save_weights
 from kvarts.cli import main
 from kvarts.decoder import ConvDecoder
@@ -40,53 +36,14 @@ from kvarts.evaluate import (
     render_table,
     together,
 )
-from kvarts.features import CLAMP_MIN, N_MELS
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.recogniser import Recognizer, file_features
 from kvarts.text import NORMALISER_VERSION
 from kvarts.torch_engine import Torch
-
-FIRST_BAND = 28  # from here on bands are wider than the spectrum of a tone cut by the analysis window
-SILENCE = float(np.log(CLAMP_MIN))
-LOUD = 4.0  # log-mel; a tone of the tests has about 7
-
-
-class ToneReader(QuartzNetCTC):
-    """The real model, of one block and with weights set by hand; can be told to fail in a certain batch."""
-
-    def __init__(self) -> None:
-        block = BlockConfig(filters=N_MELS, repeat=1, kernel=1, residual=False, separable=False)
-        super().__init__(QuartzNet([block]), ConvDecoder(N_MELS))
-        state = self.state_dict()
-        state["encoder.layers.0.conv.0.weight"] = torch.eye(N_MELS).unsqueeze(2)
-        state["encoder.layers.0.conv.0.bias"] = torch.full((N_MELS,), -SILENCE)
-        head = torch.zeros(BLANK_ID + 1, N_MELS, 1)
-        head[torch.arange(BLANK_ID), FIRST_BAND + torch.arange(BLANK_ID)] = 1
-        state["decoder.layers.0.weight"] = head
-        state["decoder.layers.0.bias"] = torch.zeros(BLANK_ID + 1)
-        state["decoder.layers.0.bias"][BLANK_ID] = LOUD - SILENCE
-        self.load_state_dict(state)
-        self.batch_shapes: list[tuple[int, int]] = []  # utterances and frames
-        self.failure: tuple[int, BaseException] | None = None  # in which batch, and how
-
-    def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if self.failure is not None and self.failure[0] == len(self.batch_shapes):
-            raise self.failure[1]
-        self.batch_shapes.append((features.shape[0], features.shape[1]))
-        return super().log_probs(features, lengths)
-
-
-def speak(text: str) -> NDArray[np.float32]:
-    """80 ms of tone and 40 ms of silence for each character, a waveform at 16 kHz."""
-    mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), N_MELS + 2)[1:-1]
-    hz = 700 * (10 ** (mels / 2595) - 1)
-    seconds = np.arange(1280) / SAMPLE_RATE
-    gap = np.zeros(640)
-    tones = [np.sin(2 * np.pi * hz[FIRST_BAND + label] * seconds) * np.hanning(1280) for label in encode(text)]
-    parts = [gap, *(part for tone in tones for part in (tone, gap))]
-    return 0.5 * np.concatenate(parts).astype(np.float32)
+from tone_reader import ToneReader
+from tones import speak
 
 
 def write_speech(folder: Path, spoken_and_text: Sequence[tuple[str, str]]) -> Path:
