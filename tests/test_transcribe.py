@@ -26,7 +26,8 @@ from kvarts.cli import main
 from kvarts.cutting import Piece
 from kvarts.frames import SAMPLE_RATE
 from kvarts.recogniser import PieceResult, Recognizer
-from test_evaluate import ToneReader, speak
+from tone_reader import ToneReader
+from tones import speak
 
 Floats = NDArray[np.float32]
 
@@ -99,7 +100,7 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(model: str, capsys: p
     whole = Path(say("cut.flac", "это не то")).read_bytes()
     Path("cut.flac").write_bytes(whole[: len(whole) // 2])
     bad = ["one.wav", "notes.wav", "empty.wav", "headless.wav", "nan.wav", "cut.flac"]
-    unnamed = ["none.wav", "nothing", "no*.mp3"]
+    unnamed = ["none.wav", "nothing", "no*.mp3", "", "long" * 1000]
     arguments = [say("a.wav", "да"), *bad[:3], *unnamed, *bad[3:], say("b.wav", "афина хотела номер")]
 
     assert transcribe(model, *arguments) == 1
@@ -109,7 +110,7 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(model: str, capsys: p
     reported = captured.err.splitlines()
     assert len(reported) == len(unnamed) + len(bad)
     for line, name in zip(reported, [*unnamed, *bad], strict=True):
-        assert line.startswith(f"kvarts: error: {name}")
+        assert line.startswith(f"kvarts: error: {name or repr(name)}")
 
 
 def test_several_in_txt_tsv_and_jsonl(model: str, capsys: pytest.CaptureFixture[str]) -> None:

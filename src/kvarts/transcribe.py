@@ -233,7 +233,7 @@ def find_recordings(paths: Sequence[str], temporary: Path) -> tuple[list[Recordi
             for match, output in _matches(path, problems):
                 add(match, output)
         else:
-            problems.append(f"{_shown(path)} does not exist: check the path")
+            problems.append(f"{_shown(path) or repr(path)} does not exist: check the path")
     return list(found.values()), problems
 
 
@@ -279,7 +279,7 @@ def _names_several(path: str) -> bool:
 
 def _is_folder(path: str) -> bool:
     try:
-        return Path(path).is_dir()
+        return bool(path) and Path(path).is_dir()  # an empty path, as of a variable that is not set, is none
     except OSError:  # a name longer than the system takes
         return False
 
