@@ -82,7 +82,7 @@ def pieces(blocks: Iterable[NDArray[np.float32]]) -> Iterator[Piece]:
         Pieces in order, which do not overlap, of at least 25 ms unless the recording is shorter. None if there is
         nothing but silence in more than 30 s, or no sample at all.
 
-    Takes the memory of a minute of sound, and of the longest block.
+    Takes the memory of a minute of sound, whatever the length of the recording; blocks must not be written to again.
     """
     source = iter(blocks)
     head: list[NDArray[np.float32]] = []
@@ -107,19 +107,17 @@ def _chained(head: list[NDArray[np.float32]], rest: Iterator[NDArray[np.float32]
 
 def _chunks(blocks: Iterable[NDArray[np.float32]]) -> Iterator[_Chunk]:
     """The same sound in chunks of 10 s."""
-    size = _CHUNK * _FRAME
     pending: list[NDArray[np.float32]] = []
-    samples = 0
+    missing = _CHUNK * _FRAME
     for block in blocks:
-        pending.append(block)
-        samples += len(block)
-        if samples >= size:
-            joined = np.concatenate(pending)
-            whole = samples // size * size
-            for start in range(0, whole, size):
-                yield _chunk(joined[start : start + size])
-            pending, samples = [joined[whole:].copy()], samples - whole
-    if samples:
+        while len(block) >= missing:
+            yield _chunk(np.concatenate([*pending, block[:missing]]))
+            block = block[missing:]
+            pending, missing = [], _CHUNK * _FRAME
+        if len(block):
+            pending.append(block)
+            missing -= len(block)
+    if pending:
         yield _chunk(np.concatenate(pending))
 
 

@@ -248,11 +248,7 @@ def file_features(path: Path) -> NDArray[np.float32]:
         AudioError: the file is missing, empty, truncated, no audio, or shorter than one analysis window (25 ms),
             which can hold no letter: the network would say whatever it says to a click.
     """
-    return log_mel(_waveform(path, SAMPLE_RATE))
-
-
-def _waveform(audio: str | os.PathLike[str] | Waveform, sample_rate: int) -> Waveform:
-    return np.concatenate([*_blocks(audio, sample_rate)])
+    return log_mel(np.concatenate([*_blocks(path, SAMPLE_RATE)]))
 
 
 def _blocks(audio: str | os.PathLike[str] | Waveform, sample_rate: int) -> Iterator[Waveform]:
