@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from kvarts import audio
-from kvarts.audio import audio_duration_s, read_audio
+from kvarts.audio import audio_blocks, audio_duration_s, channel_count, read_audio
 from kvarts.errors import AudioError
 from kvarts.features import log_mel
 
@@ -220,6 +220,75 @@ def test_content_counts_and_not_the_suffix(tmp_path, suffix):
     assert audio_duration_s(path) == 0.1
 
 
+# --- block by block
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize(("kind", "channels"), [("wav", 1), ("wav", 2), ("flac", 8), ("wav", 12)])
+def test_separate_channels_are_what_each_is_alone(tmp_path, speech, kind, channels, rate, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 7919)
+    shifted = np.stack([np.roll(speech, 1000 * channel) for channel in range(channels)], axis=1)
+    path = write(tmp_path / f"a.{kind}", shifted, rate)
+    assert channel_count(path) == channels
+    blocks = list(audio_blocks(path, "separate"))
+    assert len(blocks) > 1
+    assert all(block.dtype == np.float32 and len(block) for block in blocks)
+    together = np.concatenate(blocks)
+    assert together.shape[1] == channels
+    for channel in range(channels):
+        alone = read_audio(write(tmp_path / f"b.{kind}", shifted[:, channel], rate))
+        np.testing.assert_allclose(together[:, channel], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 12])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_blocks_stay_small(tmp_path, channels, rate):
+    path = write(tmp_path / "a.wav", np.zeros((2**19 // channels, channels)), rate)
+    for mode in ("mix", "separate"):
+        assert max(block.size for block in audio_blocks(path, mode)) <= 2**18
+
+
+@pytest.mark.parametrize("mode", ["mix", "separate"])
+def test_what_is_wrong_further_on_is_told_there(tmp_path, speech, mode, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 8000)
+    good = np.tile(speech, 2)[: 5 * 8000]
+    for sample, what in [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (-99.0, "reaches 99")]:
+        bad = np.append(good, [0, sample, 0]).astype(np.float32)
+        blocks = audio_blocks(write_float_wav(tmp_path / "a.wav", bad), mode)
+        np.testing.assert_array_equal(np.concatenate([next(blocks) for _ in range(5)])[:, 0], good)
+        assert what in refusal(lambda _, blocks=blocks: next(blocks), tmp_path / "a.wav")
+    path = write(tmp_path / "a.flac", good)
+    path.write_bytes(path.read_bytes()[:-5000])
+    blocks = audio_blocks(path, mode)
+    assert next(blocks).shape == (8000, 1)
+    refusal(lambda _: list(blocks), path)
+
+
+def test_one_bad_channel_is_enough(tmp_path):
+    samples = np.zeros((3000, 2), np.float32)
+    samples[1234, 1] = 20  # 10 where channels are averaged
+    path = write_float_wav(tmp_path / "a.wav", samples)
+    assert len(read_audio(path)) == 3000
+    assert "reaches 20" in refusal(lambda path: list(audio_blocks(path, "separate")), path)
+
+
+@pytest.mark.parametrize("rate", [16_000, 96_000])
+def test_one_sample_of_each_channel_is_a_block(tmp_path, rate):
+    path = write_float_wav(tmp_path / "a.wav", np.array([[0.25, -0.5, 1.5]], np.float32), rate)
+    [block] = audio_blocks(path, "separate")
+    np.testing.assert_array_equal(block, [[0.25, -0.5, 1.0]])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_who_stops_half_way_leaves_no_file_open(tmp_path, speech):
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    blocks = audio_blocks(write(tmp_path / "a.wav", speech))
+    next(blocks)
+    assert len(list(Path("/proc/self/fd").iterdir())) > open_files
+    blocks.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
 # --- lengths not told
 
 
@@ -272,7 +341,7 @@ def test_mp3_with_a_tag_in_front_is_still_counted(tmp_path, speech):
 # --- what is no audio
 
 
-@pytest.mark.parametrize("function", [read_audio, audio_duration_s])
+@pytest.mark.parametrize("function", [read_audio, audio_duration_s, channel_count])
 class TestWhatIsNoAudio:
     def test_missing(self, tmp_path, function):
         assert "does not exist" in refusal(function, tmp_path / "нет.opus")
@@ -453,6 +522,27 @@ def test_ffmpeg_reads_what_libsndfile_does_not(tmp_path, suffix, codec, rate):
     middle = waveform[8000:16_000]
     assert np.abs(np.fft.rfft(middle * np.hanning(8000))).argmax() * 2 == pytest.approx(1000, abs=2)
     assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, rel=0.05)
+    assert channel_count(path) == 1
+
+
+def test_ffmpeg_keeps_channels_apart(tmp_path):
+    """Of an mkv with two channels, each a tone of its own."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mkv"
+    tones = np.stack([tone(500, 48_000, 1.0), tone(1500, 48_000, 1.0)])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=48_000)
+        stream.layout = "stereo"
+        planes = (tones.T * 32_767).astype(np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format="s16", layout="stereo")
+        frame.sample_rate = 48_000
+        for each in (frame, None):
+            container.mux(stream.encode(each))
+    assert channel_count(path) == 2
+    blocks = np.concatenate(list(audio_blocks(path, "separate")))
+    assert blocks.shape == (16_000, 2)
+    spectrum = np.abs(np.fft.rfft(blocks[4000:12_000] * np.hanning(8000)[:, None], axis=0))
+    np.testing.assert_allclose(spectrum.argmax(axis=0) * 2, [500, 1500], atol=2)
 
 
 @pytest.mark.parametrize(("suffix", "codec"), FFMPEG_KINDS)

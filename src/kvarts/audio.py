@@ -101,7 +101,7 @@ def audio_blocks(
     """
     path = Path(path)
     frames = 0
-    is_silent = True  # nothing was handed on so far
+    gave_any = False
     with _opened(path) as sound:
         count = 1 if channels == "mix" else sound.channels
         resample = _resampler(sound.rate, count)
@@ -113,13 +113,13 @@ def audio_blocks(
                 raise AudioError(f"{path} has samples that are not numbers (NaN or infinity): export it again")
             converted = resample(block, False)
             if len(converted):
-                is_silent = False
+                gave_any = True
                 yield _clipped(path, converted)
         rest = resample(np.zeros((0, count), np.float32), True)
         _check_length(path, frames, sound)
         if len(rest):
             yield _clipped(path, rest)
-        elif is_silent:  # a sample or two at a high rate would be rounded to none
+        elif not gave_any:  # a sample or two at a high rate would be rounded to none
             yield _clipped(path, block[:1])
 
 
@@ -129,7 +129,10 @@ def channel_count(path: str | os.PathLike[str]) -> int:
     Raises:
         AudioError: as `read_audio`, as far as headers show it.
     """
-    with _opened(Path(path)) as sound:
+    path = Path(path)
+    with _opened(path) as sound:
+        if sound.promised_frames == 0:
+            raise _without_samples(path)
         return sound.channels
 
 
@@ -158,7 +161,7 @@ def audio_duration_s(path: str | os.PathLike[str]) -> float:
             raise _without_samples(path)
         if sound.promised_frames is not None:
             return sound.promised_frames / sound.rate
-    return len(read_audio(path)) / SAMPLE_RATE
+    return sum(map(len, audio_blocks(path))) / SAMPLE_RATE
 
 
 def _check_length(path: Path, frames: int, sound: _Sound) -> None:
