@@ -80,6 +80,8 @@ class OpenVino:
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
+            # It keeps what it compiles for every new shape: over 10 hours 724 MB by default, 334 MB with this.
+            "CPU_RUNTIME_CACHE_CAPACITY": 500,
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
         }
         try:
