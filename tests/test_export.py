@@ -19,7 +19,7 @@ from kvarts.cli import main
 from kvarts.decoder import ConvDecoder
 from kvarts.encoder import BlockConfig, QuartzNet
 from kvarts.engines import OnnxRuntime, OpenVino
-from kvarts.errors import ConfigError, ExportError, ModelFolderError
+from kvarts.errors import ConfigError, ExportError, ModelFolderError, OutputError
 from kvarts.export import export, prove
 from kvarts.files import sha256_of
 from kvarts.frames import SAMPLE_RATE, encoded_frames
@@ -235,6 +235,12 @@ def test_another_network_is_refused_and_nothing_is_left(
     with pytest.raises(ConfigError, match="--force"):
         export(checkpoint, copy, speech, speech)
     assert {entry.name for entry in tmp_path.iterdir()} == {"copy", "notes"}
+
+
+def test_a_place_that_cannot_be_written(checkpoint: Path, speech: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError, match="could not be written"):
+        export(checkpoint, tmp_path / "file" / "model", speech, speech)
 
 
 def test_the_command(checkpoint: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

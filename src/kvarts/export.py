@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 import kvarts
 from kvarts import model_folder
 from kvarts.errors import ConfigError, ExportError
-from kvarts.files import sha256_of
+from kvarts.files import sha256_of, write_error
 
 _LARGEST_DRIFT = 1e-3  # of a float32 log-probability
 _BATCH = 8  # utterances of a ragged batch
-_LICENCE = "Apache-2.0"
+_LICENCE = "unspecified"  # the weights are their trainer's, not ours to license
 
 Features = NDArray[np.float32]
 
@@ -103,6 +102,7 @@ def export(
         CheckpointError: the checkpoint is missing or damaged.
         ConfigError: `output` exists and is no model, or is one and `force` is not set.
         ManifestError, AudioError: a manifest or its audio cannot be read.
+        OutputError: the folder cannot be written.
         ExportError: an engine does not compute what PyTorch does; nothing is written then.
     """
     import onnx
@@ -118,8 +118,11 @@ def export(
     model = load_model(checkpoint)
     calibrating = [file_features(utterance.audio_path) for utterance in read_manifest(calibration)[:50]]
     utterances = read_manifest(test)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise write_error(output, error) from error
     try:
         about = _about(checkpoint, model.encoder.stride, licence)
         graph = onnx_model(model, {key: _plain(value) for key, value in about.items()})
@@ -150,8 +153,9 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
         ExportError: float32 drifts by more than 1e-3, or gives another text.
     """
     from kvarts.bootstrap import paired_interval
-    from kvarts.engines import ENGINES
+    from kvarts.engines import ENGINES, PRECISIONS
     from kvarts.error_counts import ErrorCounts, word_errors
+    from kvarts.progress import progress_bar
     from kvarts.recogniser import Recognizer, text_of
 
     def recognised(recognizer: Any) -> tuple[list[Features], list[str], list[ErrorCounts]]:
@@ -169,8 +173,10 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
 
     expected, expected_texts, expected_counts = recognised(reference)
     proofs = [Proof(reference.engine.name, 0.0, len(features), wer(expected_counts), (0.0, 0.0))]
-    for engine in ENGINES:
-        for precision in ("float32", "bfloat16", "int8"):
+    ways = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
+    with progress_bar("proving", len(ways)) as advance:
+        for engine, precision in ways:
+            advance(1)
             try:
                 recognizer = Recognizer.load(folder, engine=engine, precision=precision)
             except ConfigError:  # not installed, or does not compute in it
@@ -225,7 +231,7 @@ def _write_config(folder: Path, about: dict[str, Any]) -> None:
     }
     with (folder / model_folder.CONFIG).open("w", encoding="utf-8") as file:
         json.dump({**about, "files": files}, file, ensure_ascii=False, indent=2)
-        file.write(os.linesep)
+        file.write("\n")
 
 
 def _plain(value: Any) -> str:

@@ -223,7 +223,8 @@ class Recognizer:
         return [text_of(words) for words in self.decoded(*self.log_probs(features))]
 
     def decoded(self, log_probs: NDArray[np.float32], num_frames: Sequence[int]) -> list[tuple[Word, ...]]:
-        """The words of what `log_probs` gave."""
+        """The words of each utterance of what `log_probs` gave, with times from its beginning."""
+
         def seconds(frame: int) -> float:
             return seconds_of_encoded(frame, self.engine.stride)
 

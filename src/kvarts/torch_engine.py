@@ -19,7 +19,8 @@ from kvarts.model import QuartzNetCTC
 class Torch:
     """A `QuartzNetCTC`, on the device it is on.
 
-    It is run in evaluation mode and left in the mode it was in.
+    It is run in evaluation mode and left in the mode it was in; one that is in training mode must not be used from
+    several threads, since each would put it back while others still run.
     """
 
     def __init__(self, model: QuartzNetCTC) -> None:
@@ -53,7 +54,7 @@ class Torch:
             batch_s = features.shape[0] * features.shape[1] * HOP_LENGTH / SAMPLE_RATE
             raise ConfigError(
                 f"{batch_s:.0f} s of sound in one batch do not fit into the memory of {self._device}; "
-                "lower --batch-duration-s or use --device cpu"
+                "use --device cpu, or lower --batch-duration-s where there is one (kvarts evaluate)"
             ) from None
         return np.asarray(log_probs.float().cpu().numpy())
 
