@@ -46,6 +46,13 @@ def test_pairs_are_kept() -> None:
     assert paired_interval(counts(first, lengths), counts(first, lengths)) == (0, 0)
 
 
+def test_each_draw_is_divided_by_its_own_words() -> None:
+    # One more error for every ten words, in utterances of very different length: 0.1 whatever is drawn.
+    lengths = [10, 20, 1000, 50, 4000, 10]
+    none = counts([0] * 6, lengths)
+    assert paired_interval(none, counts([length // 10 for length in lengths], lengths)) == pytest.approx((0.1, 0.1))
+
+
 def test_what_does_not_belong_together() -> None:
     for first, second in (([], []), (counts([1], [2]), counts([1], [3])), (counts([1], [2]), counts([1, 1], [2, 2]))):
         with pytest.raises(ValueError, match="same utterances"):

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from kvarts.alphabet import ALPHABET
 from kvarts.checkpoint import save_weights
@@ -143,6 +144,19 @@ def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Pat
     assert any(Recognizer(Torch(model)).texts(features))
 
 
+def test_weights_in_int8_are_the_nearest_steps_of_their_channel(exported: Path) -> None:
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(exported / FLOAT32).graph.initializer}
+    rounded = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(exported / INT8).graph.initializer}
+    names = [name.removesuffix(".integers") for name in rounded if name.endswith(".weight.integers")]
+    assert len(names) == 17  # all convolutions but the head
+    assert "decoder.weight" in rounded
+    for name in names:
+        steps, scale = rounded[f"{name}.integers"], rounded[f"{name}.scale"][:, None, None, None]
+        assert steps.dtype == np.int8
+        assert (np.abs(steps.astype(int)).max(axis=(1, 2, 3)) == 127).all()  # the whole range is used
+        assert (np.abs(steps * scale - exact[name]) <= 0.501 * scale).all()
+
+
 def test_onnx_asr_reads_the_folder_and_says_the_same(exported: Path, speech: Path) -> None:
     theirs = onnx_asr.load_model("gigaam-v2-ctc", exported, providers=["CPUExecutionProvider"])
     ours = Recognizer.load(exported, engine="onnxruntime", precision="float32", threads=1)
@@ -218,9 +232,9 @@ def test_another_network_is_refused_and_nothing_is_left(
     # A folder whose network says something else, with a hash that fits.
     graph = onnx.load(copy / FLOAT32)
     [bias] = [tensor for tensor in graph.graph.initializer if tensor.name == "decoder.bias"]
-    value = onnx.numpy_helper.to_array(bias).copy()
+    value = numpy_helper.to_array(bias).copy()
     value[0] += 0.01
-    bias.CopyFrom(onnx.numpy_helper.from_array(value, "decoder.bias"))
+    bias.CopyFrom(numpy_helper.from_array(value, "decoder.bias"))
     onnx.save(graph, copy / FLOAT32)
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     config["files"][FLOAT32]["sha256"] = sha256_of(copy / FLOAT32)

@@ -117,7 +117,7 @@ def default_precision(engine: str) -> str:
     """What an engine computes in where nobody says.
 
     OpenVINO in bfloat16 where the processor has it, else float32: `kvarts export` prints what each loses in WER. int8
-    is faster still, but on 34 validation utterances, at 13.4 % CER in float32, it added 0.4 points.
+    is faster still, but on 34 validation utterances, at 13.4 % CER in float32, it added 0.5 points.
     """
     if engine == "openvino":
         import openvino

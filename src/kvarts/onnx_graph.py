@@ -65,6 +65,7 @@ class _Graph:
         return self.add(
             "Conv",
             *inputs,
+            output=name,
             kernel_shape=[1, kernel],
             strides=[1, stride],
             dilations=[1, dilation],
