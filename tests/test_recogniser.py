@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -147,11 +148,11 @@ def test_pieces_come_back_in_order_before_all_are_read(engine: ToneEngine) -> No
 
 
 def test_seconds_are_shared_by_length(engine: ToneEngine) -> None:
-    short, long = Recognizer(engine).transcribe_batch([silence(1), silence(1.5)])
+    short, long = Recognizer(engine).transcribe_batch([silence(1), silence(1.25)])
     assert len(engine.batch_shapes) == 1  # so the seconds of both are of the same batch
     for part in ("read_s", "features_s", "network_s", "decoding_s"):
         assert getattr(short.timings, part) > 0
-        assert getattr(long.timings, part) == pytest.approx(1.5 * getattr(short.timings, part))
+        assert getattr(long.timings, part) == pytest.approx(1.25 * getattr(short.timings, part))
     assert short.timings.total_s == pytest.approx(sum(vars(short.timings).values()))
 
 
@@ -220,11 +221,13 @@ def test_threads_do_not_mix_their_results_up() -> None:
 )
 def test_what_is_no_waveform_is_told_in_words(engine: ToneEngine, waveform: Waveform, message: str) -> None:
     recognizer = Recognizer(engine)
-    for function in (recognizer.transcribe, lambda bad: recognizer.transcribe_batch([silence(1), bad])):
-        with pytest.raises(AudioError) as caught:
-            function(waveform)
-        assert message in str(caught.value)
+    with pytest.raises(AudioError) as caught:
+        recognizer.transcribe(waveform)
+    assert message in str(caught.value)
     assert engine.batch_shapes == []
+    with pytest.raises(AudioError) as caught:
+        recognizer.transcribe_batch([silence(1), waveform])
+    assert message in str(caught.value)
 
 
 def test_too_short_a_file_is_named_and_too_short_a_piece_is_refused(engine: ToneEngine, tmp_path: Path) -> None:
@@ -239,3 +242,55 @@ def test_too_short_a_file_is_named_and_too_short_a_piece_is_refused(engine: Tone
 def test_silence_has_no_words(engine: ToneEngine, duration_s: float) -> None:
     result = Recognizer(engine).transcribe(silence(duration_s))
     assert (result.text, result.words, result.duration_s) == ("", (), duration_s)
+
+
+def test_sources_are_recognised_in_order_with_what_stands_between_them(engine: ToneEngine) -> None:
+    def source(number: int) -> Iterator[tuple[str, Piece | None]]:
+        time.sleep(0.02 * (number % 3))
+        for index in range(number):
+            yield f"{number}.{index}", Piece(index * 16000, silence(1))
+        yield f"end of {number}", None
+
+    found = list(Recognizer(engine, threads=3).transcribe_sources(map(source, range(6))))
+    expected = [item for number in range(6) for item in source(number)]
+    assert [tag for tag, _ in found] == [tag for tag, _ in expected]
+    for (_, result), (_, piece) in zip(found, expected, strict=True):
+        assert (result is None) == (piece is None)
+        assert result is None or result.start_s == piece.start / SAMPLE_RATE
+
+
+def test_no_result_is_lost_by_a_source_that_fails_later(engine: ToneEngine) -> None:
+    def source() -> Iterator[tuple[int, Piece | None]]:
+        yield 1, Piece(0, silence(1))
+        raise AudioError("broken")
+
+    results = Recognizer(engine).transcribe_sources([source()])
+    tag, result = next(results)
+    assert result is not None
+    assert (tag, result.end_s) == (1, 1.0)
+    with pytest.raises(AudioError, match="broken"):
+        next(results)
+
+
+def test_which_files_go_through_the_network_together_does_not_depend_on_how_fast_they_are_read(
+    engine: ToneEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kvarts.recogniser as module
+
+    read = module.audio_blocks
+    paths = []
+    for number in range(12):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], silence(1 + number % 4), SAMPLE_RATE)
+    recognizer = Recognizer(engine, threads=2)
+    recognizer.transcribe_batch(paths)
+    shapes = list(engine.batch_shapes)
+    engine.batch_shapes.clear()
+
+    def slow(path: Path) -> Iterator[Waveform]:
+        time.sleep(0.02 if path.stem in "036" else 0)
+        return read(path)
+
+    monkeypatch.setattr(module, "audio_blocks", slow)
+    recognizer.transcribe_batch(paths)
+    assert engine.batch_shapes == shapes

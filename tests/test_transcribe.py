@@ -26,7 +26,6 @@ from kvarts.cli import main
 from kvarts.cutting import Piece
 from kvarts.frames import SAMPLE_RATE
 from kvarts.recogniser import PieceResult, Recognizer
-from kvarts.transcribe import _Ahead, _End, _Part
 from tone_reader import ToneReader
 from tones import speak
 
@@ -627,23 +626,3 @@ def test_what_fails_in_the_reading_thread_is_no_silence(
     with pytest.raises(RuntimeError, match="a bug"):
         transcribe(model, say("a.wav", "да"), say("b.wav", "да"))
     assert capsys.readouterr().out == "a.wav\tда\n"
-
-
-def test_who_reads_ahead_waits_for_who_recognises() -> None:
-    minute = Piece(0, np.zeros(60 * SAMPLE_RATE, np.float32))
-    read = 0
-
-    def hours() -> Iterator[_Part | _End]:
-        nonlocal read
-        for _ in range(600):
-            read += 1
-            yield _Part(0, minute)
-
-    taken = 0
-    with _Ahead(hours) as ahead:
-        time.sleep(0.3)  # in which all would be read: nothing is decoded here
-        assert read == 2  # two minutes
-        while events := ahead.take():
-            taken += len(events)
-            assert len(events) <= 3
-    assert taken == read == 600

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from itertools import chain
+from threading import Condition, Thread
+from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,3 +59,107 @@ def run_ahead(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+class _Queue(Generic[Item]):
+    """What a source has given and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self.held = 0  # their weights together
+        self.is_over = False
+        self.error: BaseException | None = None
+
+
+def chain_ahead(
+    sources: Iterable[Iterable[Item]], *, weight: Callable[[Item], int], limit: int, workers: int
+) -> Generator[Item, None, None]:
+    """``itertools.chain.from_iterable(sources)``, run by threads that are ahead of who takes the items.
+
+    Each source is run by one thread, in its order, up to `workers` sources at a time; with 0 workers whoever takes the
+    items runs the sources. A thread waits when the items that nobody has taken yet weigh `limit` together; the source
+    whose turn it is may reach that alone, so at worst they weigh twice as much. What a source raises is raised in its
+    place, after all items before it. The threads end when the iterator does, or is closed.
+    """
+    if workers == 0:
+        yield from chain.from_iterable(sources)
+        return
+    changed = Condition()
+    queues: deque[_Queue[Item]] = deque()  # of the sources begun, in order; the first is whose turn it is
+    remaining = iter(sources)
+    held = 0
+    running = workers
+    is_stopped = False
+
+    def begin() -> tuple[_Queue[Item], Iterable[Item]] | None:
+        with changed:
+            changed.wait_for(lambda: is_stopped or held < limit)
+            source = None if is_stopped else next(remaining, None)
+            if source is None:
+                return None
+            queue: _Queue[Item] = _Queue()
+            queues.append(queue)
+            return queue, source
+
+    def may_go_on(queue: _Queue[Item]) -> bool:
+        return is_stopped or held < limit or (queue is queues[0] and queue.held < limit)
+
+    def run(queue: _Queue[Item], source: Iterable[Item]) -> None:
+        nonlocal held
+        try:
+            for item in source:
+                with changed:
+                    queue.items.append(item)
+                    queue.held += weight(item)
+                    held += weight(item)
+                    changed.notify_all()
+                    changed.wait_for(lambda: may_go_on(queue))
+                    if is_stopped:
+                        return
+        except BaseException as error:
+            queue.error = error
+        finally:
+            with changed:
+                queue.is_over = True
+                changed.notify_all()
+
+    def work() -> None:
+        nonlocal running
+        try:
+            while begun := begin():
+                run(*begun)
+        finally:
+            with changed:
+                running -= 1
+                changed.notify_all()
+
+    def is_known() -> bool:
+        return bool(queues[0].items or queues[0].is_over) if queues else running == 0
+
+    threads = [Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(is_known)
+                if not queues:
+                    return
+                queue = queues[0]
+                if not queue.items:
+                    if queue.error is not None:
+                        raise queue.error
+                    queues.popleft()
+                    changed.notify_all()
+                    continue
+                item = queue.items.popleft()
+                queue.held -= weight(item)
+                held -= weight(item)
+                changed.notify_all()
+            yield item
+    finally:
+        with changed:
+            is_stopped = True
+            changed.notify_all()
+        for thread in threads:
+            thread.join()

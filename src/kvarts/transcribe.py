@@ -1,8 +1,8 @@
 """``kvarts transcribe``: the words of files, folders, standard input and the microphone.
 
-A thread reads, resamples and cuts while the network works on what was cut before. Between the two stand a few pieces
-of some seconds, whatever the length of the recordings, and all that are ready go through the network together, be
-they of one recording or of several.
+Threads read, resample and cut while the network works on what was cut before (`Recognizer.transcribe_sources`). Between
+the two stand a few minutes of sound at most, whatever the length of the recordings, and what is short goes through the
+network together, be it of one recording or of several.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from threading import Condition, Thread
 from typing import TYPE_CHECKING
 
 from kvarts.errors import AudioError, ConfigError
@@ -47,7 +46,6 @@ SUFFIXES = frozenset(
         *("ts", "vob", "webm", "wmv"),
     )
 )
-_AHEAD = 120 * SAMPLE_RATE  # samples that are read ahead and go through the network together
 _MIC_BLOCK_S = 0.1
 _STDIN = "standard input"
 
@@ -501,21 +499,12 @@ def _recognizer(args: argparse.Namespace) -> Recognizer:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The next piece of a recording."""
-
-    channel: int
-    piece: Piece
-
-
-@dataclass(frozen=True)
 class _End:
     """All pieces of a recording were given, or it cannot be read."""
 
     recording: Recording
     channels: int
     duration_s: float
-    read_s: float
     error: AudioError | None = None
 
 
@@ -561,49 +550,43 @@ def transcripts(
     words: dict[int, list[Word]] = {}
     seconds = [0.0] * 4
     finished, finished_s, heard_s = 0, 0.0, 0.0
-    with _Ahead(lambda: _read(recordings, separate)) as ahead:
-        while events := ahead.take():
-            results = recognizer.transcribe_pieces([event.piece for event in events if isinstance(event, _Part)])
-            for event in events:
-                if isinstance(event, _Part):
-                    result = next(results)
-                    words.setdefault(event.channel, []).extend(result.words)
-                    heard_s = max(heard_s, result.end_s)
-                    on_progress(finished, finished_s + heard_s)
-                    seconds = [sum(pair) for pair in zip(seconds, astuple(result.timings), strict=True)]
-                    continue
-                seconds[0] += event.read_s
-                yield (
-                    event.recording,
-                    event.error
-                    or Transcript(
-                        file=event.recording.shown,
-                        model=model,
-                        engine=recognizer.engine.name,
-                        duration_s=event.duration_s,
-                        timings=Timings(*seconds),
-                        channels=tuple(tuple(words.get(channel, ())) for channel in range(event.channels)),
-                        separate=separate,
-                    ),
-                )
-                words = {}
-                seconds = [0.0] * 4
-                finished, finished_s, heard_s = finished + 1, finished_s + event.duration_s, 0.0
-                on_progress(finished, finished_s)
+    sources = (_read(recording, separate) for recording in recordings)
+    for event, result in recognizer.transcribe_sources(sources):
+        if isinstance(event, _End):
+            yield (
+                event.recording,
+                event.error
+                or Transcript(
+                    file=event.recording.shown,
+                    model=model,
+                    engine=recognizer.engine.name,
+                    duration_s=event.duration_s,
+                    timings=Timings(*seconds),
+                    channels=tuple(tuple(words.get(channel, ())) for channel in range(event.channels)),
+                    separate=separate,
+                ),
+            )
+            words = {}
+            seconds = [0.0] * 4
+            finished, finished_s, heard_s = finished + 1, finished_s + event.duration_s, 0.0
+        elif result is not None:
+            words.setdefault(event, []).extend(result.words)
+            heard_s = max(heard_s, result.end_s)
+            seconds = [sum(pair) for pair in zip(seconds, astuple(result.timings), strict=True)]
+        on_progress(finished, finished_s + heard_s)
 
 
-def _read(recordings: Sequence[Recording], separate: bool) -> Iterator[_Part | _End]:
-    """The pieces of each recording, those of its first channel first, and its end."""
-    for recording in recordings:
-        try:
-            yield from _read_one(recording, separate)
-        except AudioError as error:
-            # What is temporary has a path that says nothing.
-            what = str(error).replace(str(recording.path), recording.shown)
-            yield _End(recording, 0, 0.0, 0.0, AudioError(what))
+def _read(recording: Recording, separate: bool) -> Iterator[tuple[int | _End, Piece | None]]:
+    """The pieces of a recording, each with its channel, those of the first channel first; and its end."""
+    try:
+        yield from _read_all(recording, separate)
+    except AudioError as error:
+        # What is temporary has a path that says nothing.
+        what = str(error).replace(str(recording.path), recording.shown)
+        yield _End(recording, 0, 0.0, AudioError(what)), None
 
 
-def _read_one(recording: Recording, separate: bool) -> Iterator[_Part | _End]:
+def _read_all(recording: Recording, separate: bool) -> Iterator[tuple[int | _End, Piece | None]]:
     import numpy as np
 
     from kvarts.audio import audio_blocks, channel_count
@@ -621,65 +604,9 @@ def _read_one(recording: Recording, separate: bool) -> Iterator[_Part | _End]:
         if samples < WIN_LENGTH:
             raise AudioError(f"{recording.shown}: {too_short(samples / SAMPLE_RATE)}; record more of it")
 
-    # Time is taken while this runs, not while what it has read waits.
-    read_s = 0.0
-    resumed_s = time.perf_counter()
     channels = channel_count(recording.path) if separate else 1
     for channel in range(channels):
         # Decoded anew for each: kept, the others would take memory as long as the recording.
         for piece in pieces(blocks(channel)):
-            read_s += time.perf_counter() - resumed_s
-            yield _Part(channel, piece)
-            resumed_s = time.perf_counter()
-    read_s += time.perf_counter() - resumed_s
-    yield _End(recording, channels, samples / SAMPLE_RATE, read_s)
-
-
-class _Ahead:
-    """A thread that reads ahead of who takes, by two minutes of sound; what it raises is raised by `take`."""
-
-    def __init__(self, events: Callable[[], Iterator[_Part | _End]]) -> None:
-        self._events = events
-        self._changed = Condition()
-        self._ready: list[_Part | _End] = []
-        self._samples = 0
-        self._stopped = False  # by either side
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> _Ahead:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def take(self) -> list[_Part | _End]:
-        """All that is ready, at least one event; none once there will be no more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._stopped)
-            ready, self._ready, self._samples = self._ready, [], 0
-            self._changed.notify_all()
-            if not ready and self._error is not None:
-                raise self._error
-            return ready
-
-    def _work(self) -> None:
-        try:
-            for event in self._events():
-                with self._changed:
-                    self._ready.append(event)
-                    self._samples += len(event.piece.waveform) if isinstance(event, _Part) else 0
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._samples < _AHEAD or self._stopped)
-                    if self._stopped:
-                        return
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._changed:
-                self._stopped = True
-                self._changed.notify_all()
+            yield channel, piece
+    yield _End(recording, channels, samples / SAMPLE_RATE), None
