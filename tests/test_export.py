@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from kvarts.alphabet import ALPHABET
 from kvarts.checkpoint import save_weights
 from kvarts.cli import main
 from kvarts.decoder import ConvDecoder
+from kvarts.depthwise import DepthwiseConv
 from kvarts.encoder import BlockConfig, QuartzNet
 from kvarts.engines import OnnxRuntime, OpenVino
 from kvarts.errors import ConfigError, ExportError, ModelFolderError, OutputError
@@ -28,6 +31,7 @@ from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.model_folder import FLOAT32, INT8, TOKENS, load_engine
 from kvarts.onnx_graph import onnx_model
+from kvarts.quantise import calibrated, equalised, measured_ranges, quantised
 from kvarts.recogniser import Recognizer, file_features
 from kvarts.torch_engine import Torch
 
@@ -144,9 +148,17 @@ def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Pat
     assert any(Recognizer(Torch(model)).texts(features))
 
 
-def test_weights_in_int8_are_the_nearest_steps_of_their_channel(exported: Path) -> None:
-    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(exported / FLOAT32).graph.initializer}
-    rounded = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(exported / INT8).graph.initializer}
+def weights_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def features_of(manifest: Path) -> list[NDArray[np.float32]]:
+    return [file_features(utterance.audio_path) for utterance in read_manifest(manifest)]
+
+
+def test_weights_in_int8_are_the_nearest_steps_of_their_channel(exported: Path, speech: Path) -> None:
+    exact = weights_of(equalised(onnx.load(exported / FLOAT32), features_of(speech)))
+    rounded = weights_of(onnx.load(exported / INT8))
     names = [name.removesuffix(".integers") for name in rounded if name.endswith(".weight.integers")]
     assert len(names) == 17  # all convolutions but the head
     assert "decoder.weight" in rounded
@@ -155,6 +167,48 @@ def test_weights_in_int8_are_the_nearest_steps_of_their_channel(exported: Path) 
         assert steps.dtype == np.int8
         assert (np.abs(steps.astype(int)).max(axis=(1, 2, 3)) == 127).all()  # the whole range is used
         assert (np.abs(steps * scale - exact[name]) <= 0.501 * scale).all()
+
+
+def test_evening_out_channels_changes_weights_and_no_result(
+    exported: Path, speech: Path, tmp_path: Path, model: QuartzNetCTC
+) -> None:
+    plain, features = onnx.load(exported / FLOAT32), features_of(speech)
+    even = equalised(plain, features)
+    onnx.save(even, tmp_path / "even.onnx")
+    before, after = weights_of(plain), weights_of(even)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    # Of each separable convolution both; neither 1×1 convolutions behind a ReLU nor those of residuals, nor the head.
+    assert len(changed) == 14
+    assert all(name.endswith(".weight") for name in changed)
+    engine = OnnxRuntime(tmp_path / "even.onnx", 1, "float32", 4)
+    for matrix in features:
+        found = engine.log_probs(matrix[None], np.array([len(matrix)]))
+        np.testing.assert_allclose(found, log_probs_of(model, matrix[None], np.array([len(matrix)])), atol=1e-4)
+
+
+def test_channels_of_unlike_size_are_evened_out_before_they_are_rounded(
+    model: QuartzNetCTC, speech: Path, tmp_path: Path
+) -> None:
+    """A network whose depthwise channels differ a thousandfold, which one scale for all of them cannot hold."""
+    uneven = deepcopy(model)
+    generator = np.random.default_rng(0)
+    for block in uneven.encoder.layers:
+        for depthwise, pointwise in pairwise(block.conv):
+            if isinstance(depthwise, DepthwiseConv):
+                size = torch.from_numpy(10 ** generator.uniform(-1.5, 1.5, len(depthwise.weight))).float()
+                depthwise.weight.data *= size[:, None, None]
+                depthwise.bias.data *= size
+                pointwise.weight.data /= size[None, :, None]
+    features = features_of(speech)
+    graph = onnx_model(uneven, {})
+    drifts = []
+    for number, rounded in enumerate((quantised(graph, measured_ranges(graph, features)), calibrated(graph, features))):
+        onnx.save(rounded, tmp_path / f"{number}.onnx")
+        engine = OnnxRuntime(tmp_path / f"{number}.onnx", 1, "int8", 4)
+        found = engine.log_probs(features[-1][None], np.array([len(features[-1])]))
+        exact = log_probs_of(model, features[-1][None], np.array([len(features[-1])]))
+        drifts.append(np.abs(found - exact).mean())
+    assert drifts[1] < 0.6 * drifts[0], drifts
 
 
 def test_onnx_asr_reads_the_folder_and_says_the_same(exported: Path, speech: Path) -> None:

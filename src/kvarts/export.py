@@ -37,6 +37,7 @@ class Proof:
     Attributes:
         engine: its name and precision.
         drift: largest difference of a log-probability.
+        moved: the share of probability that went to other labels (total variation distance), mean over frames, 0 to 1.
         texts: how many of the utterances had the same text.
         wer: word error rate, 0 to 1.
         delta_wer: 95 % interval of that rate less PyTorch's, by the paired bootstrap.
@@ -44,6 +45,7 @@ class Proof:
 
     engine: str
     drift: float
+    moved: float
     texts: int
     wer: float
     delta_wer: tuple[float, float]
@@ -110,7 +112,7 @@ def export(
     from kvarts.checkpoint import load_model
     from kvarts.manifest import read_manifest
     from kvarts.onnx_graph import onnx_model
-    from kvarts.quantise import measured_ranges, quantised
+    from kvarts.quantise import calibrated
     from kvarts.recogniser import Recognizer, file_features
     from kvarts.torch_engine import Torch
 
@@ -127,7 +129,7 @@ def export(
         about = _about(checkpoint, model.encoder.stride, licence)
         graph = onnx_model(model, {key: _plain(value) for key, value in about.items()})
         onnx.save(graph, building / model_folder.FLOAT32)
-        onnx.save(quantised(graph, measured_ranges(graph, calibrating)), building / model_folder.INT8)
+        onnx.save(calibrated(graph, calibrating), building / model_folder.INT8)
         for name in (model_folder.TOKENS, model_folder.VOCABULARY):
             (building / name).write_text(model_folder.tokens_text(), encoding="utf-8")
         _write_config(building, about)
@@ -172,7 +174,7 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
         return sum(counts, ErrorCounts()).rate
 
     expected, expected_texts, expected_counts = recognised(reference)
-    proofs = [Proof(reference.engine.name, 0.0, len(features), wer(expected_counts), (0.0, 0.0))]
+    proofs = [Proof(reference.engine.name, 0.0, 0.0, len(features), wer(expected_counts), (0.0, 0.0))]
     ways = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
     with progress_bar("proving", len(ways)) as advance:
         for engine, precision in ways:
@@ -183,9 +185,10 @@ def prove(folder: Path, reference: Any, features: Sequence[Features], texts: Seq
                 continue
             log_probs, found, counts = recognised(recognizer)
             drift = max(float(np.abs(a - b).max()) for a, b in zip(log_probs, expected, strict=True))
+            moved = float(np.abs(np.exp(np.concatenate(log_probs)) - np.exp(np.concatenate(expected))).sum(axis=1).mean()) / 2
             same = sum(a == b for a, b in zip(found, expected_texts, strict=True))
             interval = paired_interval(expected_counts, counts)
-            proofs.append(Proof(recognizer.engine.name, drift, same, wer(counts), interval))
+            proofs.append(Proof(recognizer.engine.name, drift, moved, same, wer(counts), interval))
             if precision == "float32" and not (drift <= _LARGEST_DRIFT and same == len(features)):
                 raise ExportError(
                     f"{recognizer.engine.name} does not compute what the checkpoint does: log-probabilities differ by "
