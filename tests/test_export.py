@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +25,14 @@ from kvarts.depthwise import DepthwiseConv
 from kvarts.encoder import BlockConfig, QuartzNet
 from kvarts.engines import OnnxRuntime, OpenVino
 from kvarts.errors import ConfigError, ExportError, ModelFolderError, OutputError
-from kvarts.export import export, prove
+from kvarts.export import export
 from kvarts.files import sha256_of
 from kvarts.frames import SAMPLE_RATE, encoded_frames
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.model_folder import FLOAT32, INT8, TOKENS, load_engine
 from kvarts.onnx_graph import onnx_model
+from kvarts.proof import prove
 from kvarts.quantise import calibrated, equalised, measured_ranges, quantised
 from kvarts.recogniser import Recognizer, file_features
 from kvarts.torch_engine import Torch
@@ -128,8 +130,7 @@ def test_the_graph_computes_what_the_network_does_whatever_the_padding(
 
 def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Path) -> None:
     utterances = read_manifest(speech)
-    features = [file_features(utterance.audio_path) for utterance in utterances]
-    proofs = prove(exported, Recognizer(Torch(model)), features, [utterance.text for utterance in utterances])
+    proofs = prove(exported, Recognizer(Torch(model)), utterances)
     by_engine = {proof.engine: proof for proof in proofs}
     assert list(by_engine) == [
         "torch cpu",
@@ -138,14 +139,19 @@ def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Pat
         "openvino float32",
         "openvino bfloat16",
         "openvino int8",
+        "onnx-asr float32",
+        "onnx-asr int8",
     ]
     for engine in ("onnxruntime float32", "openvino float32"):
         assert by_engine[engine].drift < 1e-4
+        assert by_engine[engine].moved < 1e-5
         assert by_engine[engine].texts == 12
     for engine in ("onnxruntime int8", "openvino int8"):
         assert 1e-3 < by_engine[engine].drift < 3  # rounded, and not broken
+        assert 1e-3 < by_engine[engine].moved < 0.2
+    assert by_engine["onnx-asr float32"].texts == 12
     # The network does say something, or nothing would have been compared.
-    assert any(Recognizer(Torch(model)).texts(features))
+    assert any(Recognizer(Torch(model)).texts(features_of(speech)))
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
@@ -224,7 +230,7 @@ def test_what_lies_in_the_folder(exported: Path, checkpoint: Path) -> None:
     config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
     assert config["alphabet"] == ALPHABET
     assert config["checkpoint_sha256"] == sha256_of(checkpoint)
-    others = {entry.name for entry in exported.iterdir()} - {"config.json"}
+    others = {entry.name for entry in exported.iterdir()} - {"config.json", "README.md"}
     assert set(config["files"]) == others >= {FLOAT32, INT8, TOKENS}
     for name, about in config["files"].items():
         assert about == {"bytes": (exported / name).stat().st_size, "sha256": sha256_of(exported / name)}
@@ -280,29 +286,96 @@ def test_settings_that_cannot_be_had(exported: Path) -> None:
             load_engine(exported, engine, precision, threads)
 
 
-def test_another_network_is_refused_and_nothing_is_left(
-    copy: Path, model: QuartzNetCTC, checkpoint: Path, speech: Path, tmp_path: Path
-) -> None:
-    # A folder whose network says something else, with a hash that fits.
-    graph = onnx.load(copy / FLOAT32)
+def replace_network(folder: Path, name: str, graph: onnx.ModelProto) -> None:
+    """With a hash that fits."""
+    onnx.save(graph, folder / name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["files"][name]["sha256"] = sha256_of(folder / name)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def with_other_head(graph: onnx.ModelProto, change: Callable[[NDArray[np.float32]], None]) -> onnx.ModelProto:
     [bias] = [tensor for tensor in graph.graph.initializer if tensor.name == "decoder.bias"]
     value = numpy_helper.to_array(bias).copy()
-    value[0] += 0.01
+    change(value)
     bias.CopyFrom(numpy_helper.from_array(value, "decoder.bias"))
-    onnx.save(graph, copy / FLOAT32)
-    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    config["files"][FLOAT32]["sha256"] = sha256_of(copy / FLOAT32)
-    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    features = [file_features(utterance.audio_path) for utterance in read_manifest(speech)]
-    with pytest.raises(ExportError, match="does not compute what the checkpoint does"):
-        prove(copy, Recognizer(Torch(model)), features, [""] * len(features))
-    # A target that exists.
+    return graph
+
+
+def test_another_network_is_refused(copy: Path, model: QuartzNetCTC, speech: Path) -> None:
+    def nudge(bias: NDArray[np.float32]) -> None:
+        bias[0] += 0.01
+
+    replace_network(copy, FLOAT32, with_other_head(onnx.load(copy / FLOAT32), nudge))
+    with pytest.raises(ExportError, match=r"float32 does not compute .* differ by up to 0\.0"):
+        prove(copy, Recognizer(Torch(model)), read_manifest(speech))
+
+
+@pytest.mark.parametrize("value", [8.0, np.nan], ids=["another letter", "no number"])
+def test_int8_that_says_something_else_is_refused(
+    copy: Path, model: QuartzNetCTC, speech: Path, value: float
+) -> None:
+    def spoil(bias: NDArray[np.float32]) -> None:
+        bias[3] = value
+
+    replace_network(copy, INT8, with_other_head(onnx.load(copy / INT8), spoil))
+    with pytest.raises(ExportError, match=r"int8 does not .* are other ones \(.* % of the prob"):
+        prove(copy, Recognizer(Torch(model)), read_manifest(speech))
+
+
+def test_a_folder_that_onnx_asr_cannot_use_is_refused(copy: Path, model: QuartzNetCTC, speech: Path) -> None:
+    *lines, blank = (copy / "v2_vocab.txt").read_text(encoding="utf-8").splitlines()
+    letters, ids = zip(*(line.split() for line in lines), strict=True)
+    shifted = [f"{letter} {index}" for letter, index in zip((*letters[1:], letters[0]), ids, strict=True)]
+    (copy / "v2_vocab.txt").write_text("\n".join([*shifted, blank, ""]), encoding="utf-8")
+    with pytest.raises(ExportError, match="onnx-asr reads other texts from the model"):
+        prove(copy, Recognizer(Torch(model)), read_manifest(speech))
+    (copy / "v2_vocab.txt").unlink()
+    with pytest.raises(ExportError, match="onnx-asr cannot use the model"):
+        prove(copy, Recognizer(Torch(model)), read_manifest(speech))
+
+
+def test_a_target_that_exists_is_left(copy: Path, checkpoint: Path, speech: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     with pytest.raises(ConfigError, match="is no exported model"):
         export(checkpoint, tmp_path / "notes", speech, speech, force=True)
     with pytest.raises(ConfigError, match="--force"):
         export(checkpoint, copy, speech, speech)
     assert {entry.name for entry in tmp_path.iterdir()} == {"copy", "notes"}
+
+
+def test_a_failed_proof_leaves_nothing(
+    checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvarts.proof._LARGEST_DRIFT", 0.0)
+    with pytest.raises(ExportError, match="nothing was written"):
+        export(checkpoint, tmp_path / "model", speech, speech)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_card_has_a_row_of_figures_for_each_engine(exported: Path) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# model\n")
+    lines = [line for line in card.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells = {row[0]: row[1:] for row in rows}
+    assert {"torch cpu", "onnx-asr float32", "onnx-asr int8"} < cells.keys()
+    for engine in ("onnxruntime float32", "onnxruntime int8", "openvino float32", "openvino bfloat16", "openvino int8"):
+        megabytes, wer, interval, same, rtfx, latency, peak = cells[engine]
+        network = exported / (INT8 if "int8" in engine else FLOAT32)
+        assert float(megabytes) == pytest.approx(network.stat().st_size / 1e6, abs=0.06)
+        assert float(wer) >= 0
+        low, high = map(float, interval.split(" … "))
+        assert low <= high
+        assert 0 <= int(same) <= 12
+        assert all(float(number) > 20 for number in rtfx.split(" / "))
+        median_ms, late_ms = map(float, latency.split(" / "))
+        assert 0 < median_ms <= late_ms
+        assert 30 < float(peak) < 400  # of a process without PyTorch
+    assert "12 utterances" in card
+    assert "{" not in card
+    assert "## По-русски" in card
+    assert "README.md" not in json.loads((exported / "config.json").read_text(encoding="utf-8"))["files"]
 
 
 def test_a_place_that_cannot_be_written(checkpoint: Path, speech: Path, tmp_path: Path) -> None:
@@ -318,6 +391,6 @@ def test_the_command(checkpoint: Path, speech: Path, tmp_path: Path, capsys: pyt
     assert not list(tmp_path.iterdir())
     assert main([*arguments, "--calibration", str(speech)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"model: {tmp_path / 'model'}"
+    assert lines[-1] == f"model: {tmp_path / 'model'}; its card: {tmp_path / 'model' / 'README.md'}"
     assert main([*arguments, "--calibration", str(speech), "--force"]) == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

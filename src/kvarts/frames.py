@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Frames = TypeVar("Frames", int, "Tensor")
 
-SAMPLE_RATE = 16_000  # Hz
+SAMPLE_RATE: Final = 16_000  # Hz
 WIN_LENGTH = 400  # samples: 25 ms, also the FFT length
 HOP_LENGTH = 160  # samples: 10 ms
 

@@ -1,10 +1,11 @@
 """The folder that `kvarts export` writes and the recogniser reads: what is in it, and whether it is whole.
 
-    config.json        alphabet, features, stride, versions, licence, and size and SHA-256 of every other file
+    config.json        alphabet, features, stride, versions, licence, and size and SHA-256 of the files below
     tokens.txt         a label and its id a line, «▁» for the space and «<blk>» for the blank
     v2_ctc.onnx        the network in float32
     v2_ctc.int8.onnx   the network in int8
     v2_vocab.txt       tokens.txt once more
+    README.md          the model card: errors, speed and memory of each engine; not read by anything
 
 The names of the networks and of v2_vocab.txt are those by which onnx-asr finds a model of its kind «gigaam-v2-ctc»,
 whose features and output are the same, so that it loads the folder as it is.
@@ -28,6 +29,7 @@ TOKENS: Final = "tokens.txt"
 VOCABULARY: Final = "v2_vocab.txt"
 FLOAT32: Final = "v2_ctc.onnx"
 INT8: Final = "v2_ctc.int8.onnx"
+CARD: Final = "README.md"
 
 _SPACE = "▁"
 _BLANK = "<blk>"
