@@ -522,6 +522,11 @@ def draw(result, path: Path) -> None:
         places = [(y + height * number, row[column]) for y, row in enumerate(rows) if column in row]
         fast.barh(*zip(*places, strict=True), height, label=heading)
     fast.set_xscale("log")
+    fast.set_xticks([50, 100, 200, 500, 1000, 2000, 5000], minor=False)
+    fast.xaxis.set_major_formatter("{x:.0f}")
+    fast.xaxis.set_minor_formatter("")
+    speed = [row[column] for row in rows for column in speeds if column in row]
+    fast.set_xlim(min(speed) / 1.5, max(speed) * 1.2)
     fast.set_xlabel("RTFx: seconds of sound in a second")
     fast.set_yticks([y + 0.4 - height / 2 for y in range(len(rows))], [row["system"] for row in rows])
     fast.legend(fontsize="small")

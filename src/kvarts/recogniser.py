@@ -31,11 +31,11 @@ Waveform = NDArray[np.float32]
 Tag = TypeVar("Tag")
 
 _LARGEST_BATCH = 120 * SAMPLE_RATE  # samples with padding; some 4 MB of features and a few times that in the network
-_LARGEST_GROUP = 240 * SAMPLE_RATE  # samples from which batches are made; with 120 s they fit worse, 10 % slower
+_LARGEST_GROUP = 200 * SAMPLE_RATE  # samples from which batches are made; with 120 s they fit worse, 10 % slower
 _LEAST_FILLED = 0.8  # of a batch's length is each waveform's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Word:
     """A recognised word.
 
@@ -208,7 +208,7 @@ class Recognizer:
             yield from passing()
 
     def transcribe_pieces(self, pieces: Iterable[Piece]) -> Iterator[PieceResult]:
-        """Recognises pieces (see `kvarts.cutting.pieces`) as they come, some 240 s of sound at a time.
+        """Recognises pieces (see `kvarts.cutting.pieces`) as they come, some 200 s of sound at a time.
 
         Yields:
             The results in the order of the pieces, each piece's share of the seconds by its length.
@@ -339,7 +339,7 @@ def _counted(blocks: Iterable[Waveform], samples: list[int], number: int) -> Ite
 
 
 def _groups(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], float]]:
-    """Neighbouring pieces of at most 240 s together, and the seconds that it took to get them."""
+    """Neighbouring pieces of at most 200 s together, and the seconds that it took to get them."""
     group: list[Piece] = []
     samples = 0
     read_s = 0.0

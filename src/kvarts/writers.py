@@ -5,10 +5,11 @@ Every format is a function of a `Transcript` alone, so that the same words are t
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import kvarts
 from kvarts.recogniser import Timings, Word, text_of
@@ -50,7 +51,7 @@ class Transcript:
             yield number if self.separate else None, words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cue:
     """Words that are shown together, in at most two lines."""
 
@@ -141,40 +142,67 @@ def _txt(transcript: Transcript, word_timestamps: bool) -> str:
 
 
 def _json(transcript: Transcript, word_timestamps: bool) -> str:
-    return json.dumps(_fields(transcript, word_timestamps), ensure_ascii=False, indent=2) + "\n"
+    return "{\n  " + "".join(_parts(_fields(transcript, word_timestamps), indent=2)) + "\n}\n"
 
 
 def _jsonl(transcript: Transcript, word_timestamps: bool) -> str:
-    return json.dumps(_fields(transcript, word_timestamps), ensure_ascii=False) + "\n"
+    return "{" + "".join(_parts(_fields(transcript, word_timestamps), indent=None)) + "}\n"
 
 
-def _fields(transcript: Transcript, word_timestamps: bool) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "file": transcript.file,
-        "text": transcript.text,
-        "duration_s": round(transcript.duration_s, 3),
-    }
+def _parts(fields: Iterator[tuple[str, object]], indent: int | None) -> Iterator[str]:
+    """The inside of an object, word by word: as objects, and joined step by step, those of 10 hours took 75 MB more."""
+    for number, (name, value) in enumerate(fields):
+        yield f"{_between(indent) if number else ''}{_dumped(name)}: "
+        if not isinstance(value, Iterator):
+            yield _dumped(value, indent)
+            continue
+        between = _between(None if indent is None else 2 * indent)
+        before = "[" + between.lstrip(", ")
+        for item in value:
+            yield before + _dumped(item)
+            before = between
+        is_empty = before != between
+        yield "[]" if is_empty else "]" if indent is None else f"\n{indent * ' '}]"
+
+
+def _between(indent: int | None) -> str:
+    """What stands between items: each has a line of its own where there is an indent."""
+    return ", " if indent is None else ",\n" + indent * " "
+
+
+def _dumped(value: object, indent: int | None = None) -> str:
+    """JSON in one line, or as what stands in an object of that indent."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if indent is None else text.replace("\n", "\n" + indent * " ")
+
+
+def _fields(transcript: Transcript, word_timestamps: bool) -> Iterator[tuple[str, object]]:
+    """Names and values of an object; the words are an iterator."""
+    yield "file", transcript.file
+    yield "text", transcript.text
+    yield "duration_s", round(transcript.duration_s, 3)
     if transcript.separate:
-        fields["channels"] = [{"channel": number, "text": text_of(words)} for number, words in transcript.numbered]
+        yield "channels", [{"channel": number, "text": text_of(words)} for number, words in transcript.numbered]
     if word_timestamps:
-        fields["words"] = [
-            {
-                "text": word.text,
-                "start_s": round(word.start_s, 3),
-                "end_s": round(word.end_s, 3),
-                "confidence": round(word.confidence, 4),
-            }
-            | ({} if cue.channel is None else {"channel": cue.channel})
-            for cue in cues(transcript, word_timestamps=True)
-            for word in cue.words
-        ]
+        yield "words", _words(transcript)
     seconds = asdict(transcript.timings) | {"total_s": transcript.timings.total_s}
-    return fields | {
-        "timings": {name: round(value, 4) for name, value in seconds.items()},
-        "model": transcript.model,
-        "engine": transcript.engine,
-        "kvarts_version": kvarts.__version__,
-    }
+    yield "timings", {name: round(value, 4) for name, value in seconds.items()}
+    yield "model", transcript.model
+    yield "engine", transcript.engine
+    yield "kvarts_version", kvarts.__version__
+
+
+def _words(transcript: Transcript) -> Iterator[dict[str, object]]:
+    """In the order of their time, of the same time by channel."""
+    channels = [[(number, word) for word in words] for number, words in transcript.numbered]
+    for number, word in heapq.merge(*channels, key=lambda found: found[1].start_s):
+        fields: dict[str, object] = {
+            "text": word.text,
+            "start_s": round(word.start_s, 3),
+            "end_s": round(word.end_s, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        yield fields if number is None else fields | {"channel": number}
 
 
 def _srt(transcript: Transcript, word_timestamps: bool) -> str:
