@@ -16,7 +16,8 @@ and in batches; the first --files of every manifest), and the start of a whole p
 seconds of sound in a second, of median times; ratios are medians of the ratios within rounds, above 1: Kvarts is
 faster. Figures without a system's name are of the engine and precision that `Recognizer.load` chooses, file to text in
 the faster of the two ways, and compared with onnx-asr in float32, which is what it does unasked, in the faster way
-too; `…_int8` compares with its int8. `onnxruntime_ratio_to_plain_export` compares float32 with float32. Word error rates are of all files one at a time, `same_texts` compares with float32 of Kvarts.
+too; `…_int8` compares with its int8. `onnxruntime_ratio_to_plain_export` compares float32 with float32. Word error
+rates are of all files one at a time, `same_texts` compares with float32 of Kvarts.
 """
 
 import argparse

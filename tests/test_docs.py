@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(kvarts.__file__).parent
 PAGES = [ROOT / "README.md", ROOT / "README.ru.md", ROOT / "sample" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 # A page and the same page in Russian.
-TWINS = [("README.md", "README.ru.md"), ("docs/data.md", "docs/ru/data.md"), ("docs/recipes.md", "docs/ru/recipes.md")]
+TWINS = [
+    ("README.md", "README.ru.md"),
+    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("data", "recipes", "recognition")),
+]
 
 # Shown for what it leads to.
 DELIBERATE_MISTAKES = {"data.batchsize=4"}
@@ -116,8 +119,11 @@ def check(words: list[str]) -> None:
     match words:
         case ["python", "main.py", *arguments] | ["kvarts", "train", *arguments]:
             check_training(arguments)
-        case ["python", script] if script.startswith("benchmarks/"):
-            assert (ROOT / script).is_file()
+        case ["python", script, *arguments] if script.startswith("benchmarks/"):
+            code = (ROOT / script).read_text(encoding="utf-8")
+            assert all(f'"{word}"' in code for word in arguments if word.startswith("--"))
+        case ["cat", _, "|", *rest]:
+            check(rest)
         case ["kvarts", *arguments]:
             cli._parser().parse_args(arguments)
         case ["./download_data.sh", *arguments]:
