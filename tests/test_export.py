@@ -23,7 +23,7 @@ from kvarts.cli import main
 from kvarts.decoder import ConvDecoder
 from kvarts.depthwise import DepthwiseConv
 from kvarts.encoder import BlockConfig, QuartzNet
-from kvarts.engines import OnnxRuntime, OpenVino
+from kvarts.engines import OnnxRuntime, OpenVino, _padded_frames
 from kvarts.errors import ConfigError, ExportError, ModelFolderError, OutputError
 from kvarts.export import export
 from kvarts.files import sha256_of
@@ -126,6 +126,12 @@ def test_the_graph_computes_what_the_network_does_whatever_the_padding(
     for row, utterance, length in zip(found, features, lengths, strict=True):
         alone = engine(tmp_path / "model.onnx", 1, "float32", 4).log_probs(utterance[None, :length], np.array([length]))
         np.testing.assert_allclose(alone[0], row[: encoded_frames(int(length))], atol=1e-4)
+
+
+def test_openvino_sees_few_lengths_and_little_more_than_there_is() -> None:
+    padded = {frames: _padded_frames(frames) for frames in range(1, 3002)}
+    assert all(frames <= longer < 1.125 * frames + 16 for frames, longer in padded.items())
+    assert len({longer for frames, longer in padded.items() if frames > 300}) <= 8 * 4  # from 3 s to 30 s
 
 
 def test_proofs_of_every_engine(exported: Path, model: QuartzNetCTC, speech: Path) -> None:

@@ -101,3 +101,21 @@ def test_who_stops_taking_stops_the_threads() -> None:
     with closing(chain_ahead(endless, weight=lambda _: 1, limit=5, workers=2)) as items:
         assert next(items) == 0
     assert threading.active_count() == before
+
+
+def test_what_lists_the_sources_may_fail_and_is_not_taken_for_their_end() -> None:
+    def sources() -> Iterator[list[int]]:
+        yield [1, 2]
+        raise OSError("no more names")
+
+    items = chain_ahead(sources(), weight=lambda _: 1, limit=99, workers=3)
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(OSError, match="no more names"):
+        next(items)
+
+
+def test_one_source_does_not_start_all_threads() -> None:
+    before = threading.active_count()
+    with closing(chain_ahead([iter(int, 1)], weight=lambda _: 1, limit=5, workers=50)) as items:
+        assert next(items) == 0
+        assert threading.active_count() <= before + 2

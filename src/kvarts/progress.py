@@ -77,9 +77,10 @@ def chain_ahead(
     """``itertools.chain.from_iterable(sources)``, run by threads that are ahead of who takes the items.
 
     Each source is run by one thread, in its order, up to `workers` sources at a time; with 0 workers whoever takes the
-    items runs the sources. A thread waits when the items that nobody has taken yet weigh `limit` together; the source
-    whose turn it is may reach that alone, so at worst they weigh twice as much. What a source raises is raised in its
-    place, after all items before it. The threads end when the iterator does, or is closed.
+    items runs the sources. No more threads are started than there are sources, and one. A thread waits when the items
+    that nobody has taken yet weigh `limit` together; the source whose turn it is may reach that alone, so at worst they
+    weigh twice as much. What a source raises is raised in its place, after all items before it. The threads end when
+    the iterator does, or is closed.
     """
     if workers == 0:
         yield from chain.from_iterable(sources)
@@ -87,18 +88,34 @@ def chain_ahead(
     changed = Condition()
     queues: deque[_Queue[Item]] = deque()  # of the sources begun, in order; the first is whose turn it is
     remaining = iter(sources)
+    threads: list[Thread] = []
     held = 0
-    running = workers
+    running = 0
     is_stopped = False
+
+    def start_thread() -> None:
+        nonlocal running
+        running += 1
+        threads.append(Thread(target=work, daemon=True))
+        threads[-1].start()
 
     def begin() -> tuple[_Queue[Item], Iterable[Item]] | None:
         with changed:
             changed.wait_for(lambda: is_stopped or held < limit)
-            source = None if is_stopped else next(remaining, None)
-            if source is None:
+            if is_stopped:
                 return None
             queue: _Queue[Item] = _Queue()
+            try:
+                source = next(remaining, None)
+            except Exception as error:  # of what lists the sources: it has its place behind them
+                queue.error, queue.is_over = error, True
+                queues.append(queue)
+                return None
+            if source is None:
+                return None
             queues.append(queue)
+            if len(threads) < workers:
+                start_thread()
             return queue, source
 
     def may_go_on(queue: _Queue[Item]) -> bool:
@@ -136,9 +153,8 @@ def chain_ahead(
     def is_known() -> bool:
         return bool(queues[0].items or queues[0].is_over) if queues else running == 0
 
-    threads = [Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
+    with changed:
+        start_thread()
     try:
         while True:
             with changed:

@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 _BATCH = 8  # utterances of a ragged batch
 _LARGEST_DRIFT = 1e-3  # of a float32 log-probability
 # Of what `Proof.moved` says. A trained network had 0.001 in bfloat16 and 0.014 in int8, one of random weights 0.12 in
-# int8; an engine that computed something else, as ONNX Runtime 1.23 did with some int8 files, 0.5 and more.
+# int8. The bounds tell rounding from an engine that computes something else; ΔWER says what rounding costs.
 _MOST_MOVED = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2}
 _LARGEST_CER = 0.02  # between the texts of onnx-asr, whose features are rounded otherwise, and of PyTorch
 

@@ -161,6 +161,7 @@ class Recognizer:
                 yield number, piece
 
         found: list[list[PieceResult]] = [[] for _ in audios]
+        # Of waveforms alone nothing is read, and to start threads would take longer than a command's features.
         workers = 0 if all(isinstance(audio, np.ndarray) for audio in audios) else self._threads
         for number, result in self.transcribe_sources(map(pieces_of, range(len(audios))), workers=workers):
             if result is not None:

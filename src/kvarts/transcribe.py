@@ -495,7 +495,7 @@ def _recognizer(args: argparse.Namespace) -> Recognizer:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return Recognizer(Torch.load(args.model, args.device or "auto"))
+    return Recognizer(Torch.load(args.model, args.device or "auto"), args.threads)
 
 
 @dataclass(frozen=True)
