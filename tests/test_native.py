@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from kvarts import native
+from kvarts import compiled, native
 from kvarts.batchnorm import BatchNorm
 from kvarts.depthwise import DepthwiseConv
 from kvarts.packing import Packing
@@ -49,9 +49,8 @@ def libraries(tmp_path_factory):
     source = resources.files("kvarts").joinpath("native.c").read_bytes()
     for name, flags in OLDER.items() if made["native"] is not None else ():
         path = tmp_path_factory.mktemp("older") / "native.so"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "_FLAGS", [*native._FLAGS, *(flags if platform.machine() == "x86_64" else [])])
-            native._compile(source, ["cc"], path)
+        older = flags if platform.machine() == "x86_64" else []
+        compiled.compile_source(source, ["cc"], [*native._FLAGS, *older], path)
         made[name] = native._checked(native.NativeLibrary(path))
     return made
 
@@ -217,7 +216,7 @@ def test_compiled_once(fresh, monkeypatch):
     made = list((fresh / "kvarts" / "native").iterdir())
     assert [path.suffix for path in made] == [".so"]
     native.library.cache_clear()
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(compiled, "compile_source", lambda *_: pytest.fail("compiled again"))
     assert native.library() is not None
 
 
@@ -241,7 +240,7 @@ def test_without_a_compiler_pytorch_does_it_and_says_so(fresh, monkeypatch, capl
 )
 def test_a_library_that_gives_other_numbers_is_not_used(fresh, monkeypatch, caplog, mistake):
     compiler = fresh / "cc"
-    spoil = f'sed -i "{mistake}" native.c'
+    spoil = f'sed -i "{mistake}" source.c'
     compiler.write_text(f'#!/bin/sh\ntest "$1" = --version || {spoil}\nexec cc "$@"\n')
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CC", str(compiler))
@@ -260,7 +259,7 @@ def test_an_unwritable_cache_is_no_obstacle(fresh, monkeypatch, caplog):
 
 @pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
 def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch, flags, has):
-    monkeypatch.setattr(native, "_processor_features", lambda: set(flags.split()))
+    monkeypatch.setattr(native, "processor_features", lambda: set(flags.split()))
     assert native.has_bfloat16() is has
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert _precision({"precision": "auto", "accelerator": "auto"}) == ("bf16-mixed" if has else 32)

@@ -1,7 +1,8 @@
-"""From log-probabilities to text and words: greedy CTC decoding in NumPy."""
+"""From log-probabilities to text and words: greedy CTC decoding in NumPy, and what every decoder gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ class WordFrames:
     start: int
     stop: int
     confidence: float
+
+
+# From one utterance's log-probabilities (time, 34) to its words. It may be called from several threads at once.
+Decoder = Callable[[NDArray[np.float32]], list[WordFrames]]
 
 
 def greedy(log_probs: NDArray[np.floating[Any]], lengths: ArrayLike) -> list[str]:

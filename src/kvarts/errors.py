@@ -47,6 +47,26 @@ class ExportError(KvartsError):
     """An exported model does not compute what the checkpoint does."""
 
 
+class LanguageModelError(KvartsError):
+    """A language model is missing, empty, damaged or of other letters, or there is no text to make one of."""
+
+
+class HotwordError(KvartsError):
+    """A list of hot words has a line that is no word, or a weight that is none."""
+
+
+class GrammarError(KvartsError):
+    """A grammar has a line that says nothing, a rule that leads to itself, or a slot without words."""
+
+
+class StreamError(KvartsError):
+    """A stream got no samples, samples that are not finite, or anything after its end."""
+
+
+class CalibrationError(KvartsError):
+    """A calibration is missing, damaged or of another decoder, or there is too little to calibrate on."""
+
+
 class ConfigError(KvartsError):
     """A setting is unknown or has an impossible value."""
 

@@ -1,36 +1,28 @@
 """The depthwise convolution and batch normalisation in C (native.c), where a C compiler is at hand.
 
-The first training or recognition on a machine compiles the one file for exactly this processor, in about a second, and
-keeps the library in the user's cache folder. Before it is used, it has to give PyTorch's numbers. Without a compiler
-(or with CC=false in the environment) PyTorch's own functions do the same work, in two to three times the time.
+The first training or recognition on a machine compiles the one file (`kvarts.compiled`), in about a second. Before the
+library is used, it has to give PyTorch's numbers. Without a compiler (or with CC=false in the environment) PyTorch's
+own functions do the same work, in two to three times the time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kvarts.files import cache_dir
+from kvarts.compiled import FLAGS, NoLibraryError, compiled, processor_features
 
 logger = logging.getLogger("lightning")
 
 LANES = 16  # the C file's: it works on whole groups of so many channels
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = (*FLAGS, "-fopenmp")
 
 
 class NativeLibrary:
@@ -131,47 +123,16 @@ def library_for(x: Tensor) -> NativeLibrary | None:
 @functools.cache
 def library() -> NativeLibrary | None:
     """The compiled functions, made on the first call; None where they cannot be had."""
-    source = resources.files("kvarts").joinpath("native.c").read_bytes()
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
-        return _instead("no C compiler; with one, training is faster")
-    root = cache_dir()
-    if root is None:
-        return _instead("you have no home folder to keep compiled ones in")
     try:
-        path = root / "native" / f"kvarts-{_digest(source, compiler)}.so"
-        if not path.is_file():
-            _compile(source, compiler, path)
-        return _checked(NativeLibrary(path))
-    except (OSError, subprocess.SubprocessError, _WrongNumbersError) as error:
-        return _instead(f"{shlex.join(compiler)}: {' '.join(str(error).split())}")
-
-
-def _instead(reason: str) -> NativeLibrary | None:
-    logger.info("convolutions and normalisation: PyTorch's (%s)", reason)
-    return None
-
-
-def _digest(source: bytes, compiler: list[str]) -> str:
-    """Another processor, compiler or source is another library: home folders are shared by machines."""
-    with_version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    processor = " ".join((platform.machine(), *sorted(_processor_features())))
-    what = (source, with_version, processor.encode(), " ".join((*compiler, *_FLAGS)).encode())
-    return hashlib.sha256(b"\0".join(what)).hexdigest()[:16]
-
-
-def _processor_features() -> set[str]:
-    """What this processor can do, in the kernel's words; empty where there is no /proc/cpuinfo."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return set()
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
+        return _checked(NativeLibrary(compiled("native", _FLAGS)))
+    except (NoLibraryError, OSError, _WrongNumbersError) as error:
+        logger.info("convolutions and normalisation: PyTorch's (%s)", error)
+        return None
 
 
 def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware (x86 since 2020, some Arm); only there is it faster."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_processor_features())
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor_features())
 
 
 def keep_memory() -> None:
@@ -186,20 +147,11 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _compile(source: bytes, compiler: list[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        (Path(folder) / "native.c").write_bytes(source)
-        command = [*compiler, *_FLAGS, "native.c", "-o", "native.so"]
-        subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=120)
-        (Path(folder) / "native.so").replace(path)  # whole or not at all, whoever else is at it
-
-
 class _WrongNumbersError(Exception):
     pass
 
 
-def _checked(compiled: NativeLibrary) -> NativeLibrary:
+def _checked(made: NativeLibrary) -> NativeLibrary:
     """The library, if it gives PyTorch's numbers for a ragged batch of three utterances."""
     draw = torch.Generator().manual_seed(0)
     lengths, channels, kernel = [40, 1, 7], 32, 11
@@ -215,10 +167,10 @@ def _checked(compiled: NativeLibrary) -> NativeLibrary:
         ])
         normalised = torch.nn.functional.batch_norm(x, None, None, scale, shift, training=True)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        y = compiled.convolution(x.to(dtype), taps, None, offsets, 1)
-        z, _, _ = compiled.normalise(x.to(dtype), scale, shift, None, 1e-5, False, 0.0, 0)
+        y = made.convolution(x.to(dtype), taps, None, offsets, 1)
+        z, _, _ = made.normalise(x.to(dtype), scale, shift, None, 1e-5, False, 0.0, 0)
         for actual, expected in ((y, convolved), (z, normalised)):
             apart = (actual.float() - expected).abs().max()
             if not apart <= tolerance * expected.abs().max():
                 raise _WrongNumbersError("what it compiled gives other numbers")
-    return compiled
+    return made

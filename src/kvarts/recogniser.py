@@ -20,7 +20,7 @@ from kvarts.alphabet import NUM_CLASSES
 from kvarts.audio import audio_blocks, resampled
 from kvarts.checks import too_short
 from kvarts.cutting import Piece
-from kvarts.decoding import greedy_words
+from kvarts.decoding import Decoder, greedy_words
 from kvarts.engines import Engine, cpu_threads
 from kvarts.errors import AudioError
 from kvarts.features import N_MELS, check_waveform, log_mel
@@ -101,8 +101,9 @@ class Recognizer:
         'включи свет на кухне'
     """
 
-    def __init__(self, engine: Engine, threads: int | None = None) -> None:
+    def __init__(self, engine: Engine, threads: int | None = None, decoder: Decoder = greedy_words) -> None:
         self.engine = engine
+        self.decoder = decoder
         self._threads = threads or cpu_threads()
         self._pool = ThreadPoolExecutor(self._threads)  # starts its threads when there is a batch
 
@@ -114,6 +115,7 @@ class Recognizer:
         engine: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        decoder: Decoder = greedy_words,
     ) -> Recognizer:
         """A recogniser from a folder that `kvarts export` wrote.
 
@@ -122,7 +124,9 @@ class Recognizer:
             engine: «openvino» or «onnxruntime»; None: the faster of those installed.
             precision: «float32», «bfloat16» (OpenVINO only) or «int8»; None: the fastest that this processor computes
                 at no noticeable loss, see `kvarts.model_folder.default_precision`.
-            threads: of the engine, of reading and of features; None: all processors that this process may use.
+            threads: of the engine, of reading, of features and of the decoder; None: all processors that this process
+                may use.
+            decoder: greedy, or a `kvarts.search.BeamSearch`.
 
         Raises:
             ModelFolderError: no such folder, a file is missing, damaged or was altered.
@@ -130,7 +134,7 @@ class Recognizer:
         """
         from kvarts.model_folder import load_engine
 
-        return cls(load_engine(Path(path), engine, precision, threads), threads)
+        return cls(load_engine(Path(path), engine, precision, threads), threads, decoder)
 
     def transcribe(self, audio: str | os.PathLike[str] | Waveform, *, sample_rate: int = SAMPLE_RATE) -> Result:
         """Recognises one recording of any length.
@@ -278,12 +282,12 @@ class Recognizer:
         def seconds(frame: int) -> float:
             return seconds_of_encoded(frame, self.engine.stride)
 
+        matrices = [matrix[:length] for matrix, length in zip(log_probs, num_frames, strict=True)]
+        # The greedy decoder holds the interpreter and takes less than a thread's start.
+        alone = self.decoder is greedy_words or len(matrices) < 2
         return [
-            tuple(
-                Word(word.text, seconds(word.start), seconds(word.stop), word.confidence)
-                for word in greedy_words(matrix[:length])
-            )
-            for matrix, length in zip(log_probs, num_frames, strict=True)
+            tuple(Word(word.text, seconds(word.start), seconds(word.stop), word.confidence) for word in words)
+            for words in (map(self.decoder, matrices) if alone else self._pool.map(self.decoder, matrices))
         ]
 
 
