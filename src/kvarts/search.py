@@ -1,0 +1,361 @@
+"""Beam search: the text that the sound, a language model and the words one expects agree on best.
+
+A CTC prefix search (A. Hannun et al., «First-pass large vocabulary continuous speech recognition using bi-directional
+recurrent DNNs», 2014, arXiv 1408.2873) for
+
+    log P(letters | sound) + lm_weight · log P(words) + word_bonus · number of words
+                           + unknown_penalty · words outside the vocabulary + bonus of the hot words,
+
+all in natural logarithms. P(letters | sound) sums the ways that give the same letters. While a word is not finished,
+the most probable word that may still come of it stands in for it. search.c does the work; where there is no C
+compiler, search_plain.py does, to the same result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvarts import search_plain
+from kvarts.alphabet import NUM_CLASSES, decode, foreign_characters
+from kvarts.compiled import NoLibraryError, compiled
+from kvarts.decoding import WordFrames
+from kvarts.errors import ConfigError
+from kvarts.hotwords import Hotwords
+from kvarts.vocabulary import LetterTree, letter_tree
+
+if TYPE_CHECKING:
+    from kvarts.arpa import BackoffModel
+
+logger = logging.getLogger(__name__)
+
+_END_WORD: Final = 1
+_UNKNOWN_WORD: Final = 2
+
+DEFAULT_BEAM: Final = 100
+DEFAULT_LM_WEIGHT: Final = 0.5
+DEFAULT_WORD_BONUS: Final = 1.0
+DEFAULT_UNKNOWN_PENALTY: Final = -10.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a search goes by.
+
+    Attributes:
+        language_model: or None.
+        tree: the vocabulary, or None where any letters are a word.
+        word: (tree's nodes,) int32, number in the language model of the word that ends there, 2 («<unk>») of one that
+            it does not have; -1 where none ends.
+        best_word: (tree's nodes,) float32, highest log-probability of a single word that ends there or below.
+        hotwords: or None.
+        beam: prefixes that are kept after a frame.
+        width: those that score so much less than the best are not kept.
+        least_log_prob: labels below it are not tried, unless the best one of the frame.
+        is_closed: no words but those of the vocabulary.
+    """
+
+    language_model: BackoffModel | None
+    tree: LetterTree | None
+    word: NDArray[np.int32]
+    best_word: NDArray[np.float32]
+    hotwords: Hotwords | None
+    beam: int
+    width: float
+    least_log_prob: float
+    is_closed: bool
+    lm_weight: float
+    word_bonus: float
+    unknown_penalty: float
+
+    @property
+    def end_word(self) -> int:
+        """«</s>» in the language model."""
+        return _END_WORD
+
+
+@dataclass(frozen=True)
+class Path:
+    """A text that was found.
+
+    Attributes:
+        labels: its letters and single spaces, as label ids.
+        sound: log P(labels | sound), over all ways that were kept.
+        words: all else that makes up the score.
+    """
+
+    labels: tuple[int, ...]
+    sound: float
+    words: float
+
+    @property
+    def text(self) -> str:
+        """The labels as text."""
+        return decode(self.labels)
+
+
+class BeamSearch:
+    """A decoder (`kvarts.decoding.Decoder`); may be used from several threads at once.
+
+    Args:
+        language_model: see `kvarts.arpa.read_arpa`; its words are the vocabulary.
+        hotwords: see `kvarts.hotwords`; their words belong to the vocabulary, if there is one.
+        vocabulary: further words, or, without a language model, all.
+        is_closed: give no words but those of the vocabulary.
+        beam, width, least_log_prob, lm_weight, word_bonus, unknown_penalty: see `Rules`.
+        is_compiled: None: in C if that can be had; False: in Python.
+
+    Raises:
+        ConfigError: a setting is impossible, or the vocabulary should be closed and there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        language_model: BackoffModel | None = None,
+        hotwords: Hotwords | None = None,
+        vocabulary: Sequence[str] = (),
+        is_closed: bool = False,
+        beam: int = DEFAULT_BEAM,
+        width: float = 10.0,
+        least_log_prob: float = -5.0,
+        lm_weight: float = DEFAULT_LM_WEIGHT,
+        word_bonus: float = DEFAULT_WORD_BONUS,
+        unknown_penalty: float = DEFAULT_UNKNOWN_PENALTY,
+        is_compiled: bool | None = None,
+    ) -> None:
+        _check(beam, width, lm_weight, unknown_penalty)
+        words = dict.fromkeys(vocabulary)
+        number_of: dict[str, int] = {}
+        if language_model is not None:
+            spellable = (word for word in language_model.words[_UNKNOWN_WORD + 1 :] if not foreign_characters(word))
+            words.update(dict.fromkeys(spellable))
+            number_of = {word: number for number, word in enumerate(language_model.words)}
+        if is_closed and not words:
+            raise ConfigError("a closed vocabulary needs words: give a language model or a list of words")
+        if hotwords is not None and words:
+            words.update(dict.fromkeys(sorted(hotwords.words())))
+        tree, word, best_word = None, np.zeros(0, np.int32), np.zeros(0, np.float32)
+        if words:
+            tree = letter_tree(list(words))
+            numbers = np.array([number_of.get(each, _UNKNOWN_WORD) for each in words], np.int32)
+            word = np.where(tree.word >= 0, numbers[tree.word], -1).astype(np.int32)
+            single = np.zeros(len(words), np.float32)
+            if language_model is not None:
+                single = language_model.log_probability[1 + numbers]
+            best_word = tree.highest_below(single)
+        self.rules = Rules(
+            language_model, tree, word, best_word, hotwords, beam, width, least_log_prob, is_closed,
+            lm_weight if language_model is not None else 0.0,
+            word_bonus if language_model is not None else 0.0,
+            unknown_penalty,
+        )  # fmt: skip
+        self._native = None if is_compiled is False else _library()
+        if is_compiled and self._native is None:
+            raise ConfigError("the search in C could not be compiled: install a C compiler")
+        self._in_c = None if self._native is None else _InC(self.rules)
+
+    @property
+    def description(self) -> str:
+        """What a calibration has to agree with: the settings that change which words come out."""
+        rules = self.rules
+        parts = [f"beam {rules.beam}"]
+        if rules.language_model is not None:
+            parts += [f"language model of {len(rules.language_model.word)} n-grams, weight {rules.lm_weight:g}"]
+            parts += [f"word bonus {rules.word_bonus:g}"]
+        if rules.tree is not None:
+            parts += ["closed" if rules.is_closed else f"unknown words {rules.unknown_penalty:g}"]
+        if rules.hotwords is not None:
+            parts += [f"{len(rules.hotwords.phrases)} hot words"]
+        return ", ".join(parts)
+
+    def __call__(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
+        """The words of log_probs (time, 34), with their frames on the most probable way through them."""
+        best = self.paths(log_probs, 1)
+        return align_words(log_probs, best[0].labels, self._native) if best else []
+
+    def paths(self, log_probs: NDArray[np.float32], wanted: int) -> list[Path]:
+        """The best texts of log_probs (time, 34), best first, at most `wanted`.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        _check_shape(log_probs)
+        if self._native is None or self._in_c is None:
+            return [Path(*found) for found in search_plain.beam_search(self.rules, log_probs, wanted)]
+        return self._in_c.paths(self._native, log_probs, wanted)
+
+
+def align_words(
+    log_probs: NDArray[np.float32], labels: Sequence[int], native: ctypes.CDLL | None = None
+) -> list[WordFrames]:
+    """The words of a text, with their frames, and confidences as `kvarts.decoding.greedy_words` has them.
+
+    Args:
+        log_probs: (time, 34).
+        labels: letters and single spaces, neither first nor last a space.
+    """
+    ids = np.array(labels, np.int32)
+    frames = align(log_probs, ids, native)
+    if frames is None:
+        raise ValueError(f"{len(log_probs)} frames are too few for {len(ids)} labels")
+    starts, stops = frames
+    best = np.array([log_probs[start:stop, label].max() for start, stop, label in zip(starts, stops, ids, strict=True)])
+    words = []
+    begin = 0
+    for text in decode(labels).split(" ") if len(ids) else []:
+        end = begin + len(text)
+        confidence = float(np.exp(best[begin:end].mean()))
+        words.append(WordFrames(text, int(starts[begin]), int(stops[end - 1]), confidence))
+        begin = end + 1
+    return words
+
+
+def align(
+    log_probs: NDArray[np.float32], labels: NDArray[np.int32], native: ctypes.CDLL | None = None
+) -> NDArray[np.int32] | None:
+    """The most probable way through a text (Viterbi).
+
+    Spaces at the ends of an utterance, or more than one between words, count as blanks.
+
+    Args:
+        log_probs: (time, 34).
+        labels: (letters,) int32.
+        native: what `_library` gave, None: in Python.
+
+    Returns:
+        (2, letters): the first frame of each letter and the one behind its last; None where there are too few frames.
+    """
+    _check_shape(log_probs)
+    if native is None:
+        return search_plain.align(log_probs, labels)
+    matrix = np.ascontiguousarray(log_probs, np.float32)
+    frames = np.zeros((2, len(labels)), np.int32)
+    starts, stops = map(_pointer, frames)
+    found = native.align(_pointer(matrix), len(matrix), _pointer(labels), len(labels), starts, stops)
+    if found < 0:
+        raise MemoryError("the alignment found no memory")
+    return frames if found else None
+
+
+def _check(beam: int, width: float, lm_weight: float, unknown_penalty: float) -> None:
+    if not 1 <= beam <= 100_000:
+        raise ConfigError(f"beam {beam}: must be from 1 to 100000")
+    if not width > 0:
+        raise ConfigError(f"width {width}: must be above 0")
+    if not 0 <= lm_weight < 100:
+        raise ConfigError(f"weight of the language model {lm_weight}: must be from 0 to 100")
+    if not -1000 <= unknown_penalty <= 0:
+        raise ConfigError(f"penalty of unknown words {unknown_penalty}: must be from -1000 to 0")
+
+
+def _check_shape(log_probs: NDArray[np.float32]) -> None:
+    if log_probs.ndim != 2 or log_probs.shape[1] != NUM_CLASSES:
+        raise ValueError(f"log_probs must be (time, {NUM_CLASSES}), got {log_probs.shape}")
+
+
+# --- search.c ---------------------------------------------------------------------------------------------------------
+
+
+class _Vocabulary(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("mask", "first_child", "word", "best_word")]
+
+
+class _LanguageModel(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("log_probability", "backoff", "suffix", "word", "first_child")),
+        ("begin", ctypes.c_int32),
+        ("end_word", ctypes.c_int32),
+    ]
+
+
+class _Hotwords(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("next", "reward", "promise")]
+
+
+class _Search(ctypes.Structure):
+    _fields_ = [
+        ("vocabulary", ctypes.POINTER(_Vocabulary)),
+        ("language_model", ctypes.POINTER(_LanguageModel)),
+        ("hotwords", ctypes.POINTER(_Hotwords)),
+        ("beam", ctypes.c_int32),
+        ("is_closed", ctypes.c_int32),
+        ("width", ctypes.c_double),
+        ("least_log_prob", ctypes.c_double),
+        ("lm_weight", ctypes.c_double),
+        ("word_bonus", ctypes.c_double),
+        ("unknown_penalty", ctypes.c_double),
+    ]
+
+
+class _InC:
+    """Rules as search.c reads them. The arrays belong to the rules, which must live as long as this."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._kept: list[Any] = []
+        self.search = _Search(
+            beam=rules.beam,
+            is_closed=rules.is_closed,
+            width=rules.width,
+            least_log_prob=rules.least_log_prob,
+            lm_weight=rules.lm_weight,
+            word_bonus=rules.word_bonus,
+            unknown_penalty=rules.unknown_penalty,
+        )
+        if rules.tree is not None:
+            own = self._keep(rules.tree.mask, rules.tree.first_child, rules.word, rules.best_word)
+            self.search.vocabulary = ctypes.pointer(_Vocabulary(*own))
+        if rules.language_model is not None:
+            model = rules.language_model
+            own = self._keep(model.log_probability, model.backoff, model.suffix, model.word, model.first_child)
+            self.search.language_model = ctypes.pointer(_LanguageModel(*own, model.begin(), rules.end_word))
+        if rules.hotwords is not None:
+            own = self._keep(rules.hotwords.next, rules.hotwords.reward, rules.hotwords.promise)
+            self.search.hotwords = ctypes.pointer(_Hotwords(*own))
+
+    def _keep(self, *arrays: NDArray[Any]) -> list[int]:
+        whole = [np.ascontiguousarray(array) for array in arrays]
+        self._kept += whole
+        return [_pointer(array) for array in whole]
+
+    def paths(self, native: ctypes.CDLL, log_probs: NDArray[np.float32], wanted: int) -> list[Path]:
+        """See `BeamSearch.paths`."""
+        matrix = np.ascontiguousarray(log_probs, np.float32)
+        labels = np.zeros((wanted, len(matrix)), np.int32)
+        lengths = np.zeros(wanted, np.int64)
+        scores = np.zeros((wanted, 2))
+        found = native.beam_search(
+            ctypes.byref(self.search), _pointer(matrix), len(matrix), wanted,
+            _pointer(labels), _pointer(lengths), _pointer(scores),
+        )  # fmt: skip
+        if found < 0:
+            raise MemoryError("the search found no memory: take a narrower beam")
+        return [
+            Path(tuple(labels[row, : lengths[row]].tolist()), float(scores[row, 0]), float(scores[row, 1]))
+            for row in range(found)
+        ]
+
+
+def _pointer(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(compiled("search")))
+    except (NoLibraryError, OSError) as error:
+        logger.warning("beam search in Python, some hundred times slower (%s)", error)
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.beam_search.argtypes = [pointer, pointer, number, number, pointer, pointer, pointer]
+    library.align.argtypes = [pointer, number, pointer, number, pointer, pointer]
+    library.beam_search.restype = library.align.restype = number
+    return library

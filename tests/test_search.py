@@ -1,0 +1,278 @@
+"""The beam search against all ways through the sound, one by one; in C and in Python."""
+
+import itertools
+import logging
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvarts import search
+from kvarts.alphabet import ALPHABET, BLANK_ID, encode
+from kvarts.arpa import read_arpa
+from kvarts.decoding import greedy_words
+from kvarts.errors import ConfigError
+from kvarts.hotwords import hotwords
+from kvarts.ngram import train
+from kvarts.search import BeamSearch, align, align_words
+from test_hotwords import counted
+
+HAS_C = search._library() is not None
+needs_c = pytest.mark.skipif(not HAS_C, reason="no C compiler")
+ways = pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=needs_c)])
+USED = [0, *encode("аб"), BLANK_ID]  # space, two letters and the blank
+NEVER = -1e4
+
+
+def sound(draw, frames, labels=USED, sharpness=2.0):
+    """Log-probabilities (frames, 34) of a few labels only."""
+    scores = np.full((frames, 34), NEVER)
+    scores[:, labels] = draw.normal(size=(frames, len(labels))) * sharpness
+    return (scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)).astype(np.float32)
+
+
+def text_of(labels):
+    merged = [label for label, _ in itertools.groupby(labels)]
+    return " ".join("".join(ALPHABET[label] for label in merged if label != BLANK_ID).split())
+
+
+def all_texts(log_probs):
+    """Log-probability of every text, over all ways that give it."""
+    found = {}
+    for labels in itertools.product(USED, repeat=len(log_probs)):
+        score = float(sum(log_probs[frame, label] for frame, label in enumerate(labels)))
+        text = text_of(labels)
+        found[text] = np.logaddexp(found.get(text, -np.inf), score)
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    sentences = [["а", "б"], ["а", "аб", "а"], ["б", "а", "а", "б"], ["аб"]]
+    path.write_text("".join(train(sentences, 3).arpa()), encoding="utf-8")
+    return read_arpa(path)
+
+
+WIDE = {"beam": 10_000, "width": 1e9, "least_log_prob": NEVER / 2}
+
+
+@ways
+@pytest.mark.parametrize("frames", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    "kind", ["nothing", "hot words", "vocabulary", "closed", "model", "model and hot words", "closed model"]
+)
+def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_compiled, frames, kind):
+    draw = np.random.default_rng(frames)
+    log_probs = sound(draw, frames)
+    hot = {"а б": 2.0, "аб*": 1.0} if "hot" in kind else {}
+    language_model = model if "model" in kind else None
+    is_closed = "closed" in kind
+    known = {"б", "аба"} if "vocabulary" in kind or kind == "closed" else set()
+    expected = {}
+    lm_weight, word_bonus, unknown_penalty = 0.7, 0.4, -3.0
+    decoder = BeamSearch(
+        language_model=language_model,
+        hotwords=hotwords(hot) if hot else None,
+        vocabulary=sorted(known),
+        is_closed=is_closed,
+        lm_weight=lm_weight,
+        word_bonus=word_bonus,
+        unknown_penalty=unknown_penalty,
+        is_compiled=is_compiled,
+        **WIDE,
+    )
+    if language_model is not None:
+        known |= {*language_model.words[3:]} | ({"а", "б"} if hot else set())
+    for text, score in all_texts(log_probs).items():
+        words = text.split()
+        unknown = sum(word not in known for word in words) if known else 0
+        if is_closed and unknown:
+            continue
+        extra = unknown * unknown_penalty + counted(text, hot)
+        if language_model is not None:
+            extra += lm_weight * language_model.sentence(words) + word_bonus * len(words)
+        expected[text] = (score, extra)
+    best = sorted(expected, key=lambda text: -sum(expected[text]))
+    found = decoder.paths(log_probs, 7)
+    assert [path.text for path in found] == best[:7]
+    for path in found:
+        assert (path.sound, path.words) == pytest.approx(expected[path.text], abs=1e-4)
+
+
+@needs_c
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 14),
+    st.sampled_from([1, 2, 5, 30]),
+    st.sampled_from([2.0, 8.0, 100.0]),
+    st.sampled_from([-2.0, -5.0, -math.inf]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_c_and_python_find_the_same(model, seed, frames, beam, width, least, is_closed, with_model, with_hot):
+    draw = np.random.default_rng(seed)
+    log_probs = sound(draw, frames, [*USED, 7, 20], draw.choice([0.5, 2, 5]))
+    options = {
+        "language_model": model if with_model else None,
+        "vocabulary": ["аб", "бб", ALPHABET[7] + "а"],
+        "hotwords": hotwords({"аб": 2.0, "б а": 3.0, ALPHABET[7] + "*": 1.5}) if with_hot else None,
+        "is_closed": is_closed,
+        "beam": beam,
+        "width": width,
+        "least_log_prob": least,
+    }
+    in_c = BeamSearch(**options, is_compiled=True).paths(log_probs, 5)
+    in_python = BeamSearch(**options, is_compiled=False).paths(log_probs, 5)
+    assert [path.labels for path in in_c] == [path.labels for path in in_python]
+    for one, other in zip(in_c, in_python, strict=True):
+        assert (one.sound, one.words) == pytest.approx((other.sound, other.words), abs=1e-4)
+
+
+@ways
+def test_an_unfinished_word_of_a_closed_vocabulary_is_left_out(is_compiled):
+    log_probs = np.full((5, 34), -20.0, np.float32)
+    log_probs[np.arange(5), encode("а баб"[:5])] = 0.0
+    closed = BeamSearch(vocabulary=["а", "бабб"], is_closed=True, is_compiled=is_compiled, width=15.0)
+    assert [word.text for word in closed(log_probs)] == ["а"]
+
+
+@ways
+def test_a_hot_word_is_found_and_others_are_let_be(is_compiled):
+    """«кварц» where the network hears «карц» a little better; «свет» stays."""
+    log_probs = np.full((12, 34), -12.0, np.float32)
+    for frame, label in enumerate(encode("к-варц свет".replace("-", ""))):
+        log_probs[frame, label] = -0.1
+    log_probs[1, [BLANK_ID, encode("в")[0]]] = [-0.4, -2.4]
+    log_probs[10:, BLANK_ID] = -0.01
+    plain = BeamSearch(is_compiled=is_compiled)
+    hot = BeamSearch(hotwords=hotwords({"кварц": 4.0, "совет": 4.0}), is_compiled=is_compiled)
+    assert " ".join(word.text for word in plain(log_probs)) == "карц свет"
+    assert " ".join(word.text for word in hot(log_probs)) == "кварц свет"
+
+
+# --- Alignment --------------------------------------------------------------------------------------------------------
+
+
+def best_way(log_probs, text):
+    """The best score of all ways that give a text."""
+    options = [labels for labels in itertools.product(USED, repeat=len(log_probs)) if text_of(labels) == text]
+    return max((sum(log_probs[frame, label] for frame, label in enumerate(labels)) for labels in options), default=None)
+
+
+@ways
+@pytest.mark.parametrize("text", ["", "а", "аа", "аб", "а б", "а а", "б б а"])
+@pytest.mark.parametrize("frames", [0, 1, 3, 6])
+def test_an_alignment_is_the_best_of_all_ways_that_give_the_text(is_compiled, text, frames):
+    log_probs = sound(np.random.default_rng(len(text) + frames), frames)
+    labels = np.array(encode(text), np.int32)
+    found = align(log_probs, labels, search._library() if is_compiled else None)
+    expected = best_way(log_probs, text)
+    if expected is None:
+        assert found is None
+        return
+    score, free = 0.0, np.maximum(log_probs[:, BLANK_ID], NEVER)
+    inside = np.full(frames, -1)
+    for label, start, stop in zip(labels, *found, strict=True):
+        assert start < stop
+        inside[start:stop] = label
+    letters_seen = 0
+    for frame in range(frames):
+        if inside[frame] >= 0:
+            score += log_probs[frame, inside[frame]]
+            letters_seen = int((found[0] <= frame).sum())
+        else:
+            outside = letters_seen in (0, len(labels)) or labels[letters_seen - 1] == 0
+            score += max(free[frame], log_probs[frame, 0]) if outside else free[frame]
+    assert score == pytest.approx(expected, abs=1e-4)
+    assert list(found[0][1:]) >= list(found[1][:-1])
+
+
+@ways
+def test_words_of_the_greedy_text_have_their_greedy_frames(is_compiled):
+    draw = np.random.default_rng(3)
+    for frames in (0, 1, 2, 40):
+        log_probs = sound(draw, frames, range(34))
+        words = greedy_words(log_probs)
+        labels = encode(" ".join(word.text for word in words))
+        assert align_words(log_probs, labels, search._library() if is_compiled else None) == words
+
+
+def test_too_few_frames_for_a_text():
+    with pytest.raises(ValueError, match="1 frames are too few for 2 labels"):
+        align_words(np.zeros((1, 34), np.float32), encode("аб"))
+
+
+# --- Threads, settings ------------------------------------------------------------------------------------------------
+
+
+@ways
+def test_one_decoder_in_several_threads(model, is_compiled):
+    draw = np.random.default_rng(1)
+    sounds = [sound(draw, 20, [*USED, 7]) for _ in range(8)]
+    decoder = BeamSearch(language_model=model, hotwords=hotwords(["аб"]), is_compiled=is_compiled)
+    alone = [decoder(log_probs) for log_probs in sounds]
+    together = [None] * len(sounds)
+
+    def work(number):
+        together[number] = decoder(sounds[number])
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(len(sounds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"beam": 0}, "beam 0: must be from 1"),
+        ({"width": 0.0}, "width 0.0: must be above 0"),
+        ({"width": math.nan}, "width nan"),
+        ({"lm_weight": -1.0}, "weight of the language model -1.0"),
+        ({"unknown_penalty": 3.0}, "penalty of unknown words 3.0"),
+        ({"is_closed": True}, "a closed vocabulary needs words"),
+    ],
+)
+def test_impossible_settings(options, expected):
+    with pytest.raises(ConfigError, match=expected):
+        BeamSearch(**options)
+
+
+def test_log_probs_of_another_shape():
+    for shape in [(3, 33), (34,), (1, 3, 34)]:
+        with pytest.raises(ValueError, match="log_probs must be"):
+            BeamSearch()(np.zeros(shape, np.float32))
+
+
+def test_without_a_compiler_python_does_it_and_says_so(monkeypatch, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    search._library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            decoder = BeamSearch()
+        assert "beam search in Python, some hundred times slower (no C compiler" in caplog.text
+        assert [word.text for word in decoder(sound(np.random.default_rng(0), 9, sharpness=6.0))]
+        with pytest.raises(ConfigError, match="install a C compiler"):
+            BeamSearch(is_compiled=True)
+    finally:
+        monkeypatch.undo()
+        search._library.cache_clear()
+
+
+def test_labels_are_where_the_c_file_has_them():
+    assert (ALPHABET.index(" "), BLANK_ID) == (0, 33)
+
+
+def test_a_description_says_what_words_depend_on(model):
+    options = {"language_model": model, "hotwords": hotwords(["аб"])}
+    assert BeamSearch(**options).description == BeamSearch(**options).description
+    others = [{}, {"beam": 7}, {"lm_weight": 0.9}, {"word_bonus": 0.2}, {"unknown_penalty": -1.0}, {"is_closed": True}]
+    assert len({BeamSearch(**options, **other).description for other in others}) == len(others)
