@@ -126,10 +126,46 @@ def evaluate_manifest(
     Raises:
         AudioError: some files could not be read; all the others have been recognised and given to `on_text`.
     """
-    from kvarts.progress import progress_bar, run_ahead
+    from kvarts.recogniser import text_of
 
     start_s = time.perf_counter()
     predictions = [""] * len(utterances)
+    for batch in manifest_log_probs(recognizer, utterances, name=name, batch_duration_s=batch_duration_s):
+        matrices = [matrix for _, matrix in batch]
+        for (index, _), words in zip(batch, recognizer.decoded(matrices, list(map(len, matrices))), strict=True):
+            predictions[index] = text_of(words)
+            if on_text is not None:
+                on_text(utterances[index], predictions[index])
+    elapsed_s = time.perf_counter() - start_s
+    references = [utterance.text for utterance in utterances]
+    evaluation = Evaluation(
+        name=name,
+        words=sum(map(word_errors, references, predictions), ErrorCounts()),
+        characters=sum(map(char_errors, references, predictions), ErrorCounts()),
+        num_utterances=len(utterances),
+        audio_s=sum(utterance.duration_s for utterance in utterances),
+        elapsed_s=elapsed_s,
+    )
+    return evaluation, predictions
+
+
+def manifest_log_probs(
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    *,
+    name: str,
+    batch_duration_s: float = BATCH_DURATION_S,
+) -> Iterator[list[tuple[int, NDArray[np.float32]]]]:
+    """What the network says of utterances, batched with others of similar duration, long ones first.
+
+    Yields:
+        Of each batch, places in `utterances` and log-probabilities (time, 34).
+
+    Raises:
+        AudioError: some files could not be read; after all others.
+    """
+    from kvarts.progress import progress_bar, run_ahead
+
     failures: list[str] = []
     durations_s = [utterance.duration_s for utterance in utterances]
 
@@ -146,24 +182,11 @@ def evaluate_manifest(
                 else:
                     indices.append(index)
                     features.append(result)
-            for index, text in zip(indices, recognizer.texts(features), strict=True):
-                predictions[index] = text
-                if on_text is not None:
-                    on_text(utterances[index], text)
+            padded, lengths = recognizer.log_probs(features)
+            yield [(index, row[:length]) for index, row, length in zip(indices, padded, lengths, strict=True)]
             advance(sum(durations_s[index] for index, _ in loaded))
-    elapsed_s = time.perf_counter() - start_s
     if failures:
         raise AudioError(listing(f"{name}: files that could not be read", failures))
-    references = [utterance.text for utterance in utterances]
-    evaluation = Evaluation(
-        name=name,
-        words=sum(map(word_errors, references, predictions), ErrorCounts()),
-        characters=sum(map(char_errors, references, predictions), ErrorCounts()),
-        num_utterances=len(utterances),
-        audio_s=sum(durations_s),
-        elapsed_s=elapsed_s,
-    )
-    return evaluation, predictions
 
 
 def evaluate_manifests(
