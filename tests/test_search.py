@@ -17,7 +17,7 @@ from kvarts.decoding import greedy_words
 from kvarts.errors import ConfigError
 from kvarts.hotwords import hotwords
 from kvarts.ngram import train
-from kvarts.search import BeamSearch, align, align_words
+from kvarts.search import BeamSearch, Weights, align, align_words
 from test_hotwords import counted
 
 HAS_C = search._library() is not None
@@ -79,9 +79,7 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
         hotwords=hotwords(hot) if hot else None,
         vocabulary=sorted(known),
         is_closed=is_closed,
-        lm_weight=lm_weight,
-        word_bonus=word_bonus,
-        unknown_penalty=unknown_penalty,
+        weights=Weights(lm_weight, word_bonus, unknown_penalty),
         is_compiled=is_compiled,
         **WIDE,
     )
@@ -236,8 +234,9 @@ def test_one_decoder_in_several_threads(model, is_compiled):
         ({"beam": 0}, "beam 0: must be from 1"),
         ({"width": 0.0}, "width 0.0: must be above 0"),
         ({"width": math.nan}, "width nan"),
-        ({"lm_weight": -1.0}, "weight of the language model -1.0"),
-        ({"unknown_penalty": 3.0}, "penalty of unknown words 3.0"),
+        ({"weights": Weights(lm_weight=-1.0)}, "weight of the language model -1.0"),
+        ({"weights": Weights(word_bonus=math.inf)}, "word bonus inf"),
+        ({"weights": Weights(unknown_penalty=3.0)}, "penalty of unknown words 3.0"),
         ({"is_closed": True}, "a closed vocabulary needs words"),
     ],
 )
@@ -274,5 +273,20 @@ def test_labels_are_where_the_c_file_has_them():
 def test_a_description_says_what_words_depend_on(model):
     options = {"language_model": model, "hotwords": hotwords(["аб"])}
     assert BeamSearch(**options).description == BeamSearch(**options).description
-    others = [{}, {"beam": 7}, {"lm_weight": 0.9}, {"word_bonus": 0.2}, {"unknown_penalty": -1.0}, {"is_closed": True}]
+    others = [{}, {"beam": 7}, {"is_closed": True}]
+    changed = Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0)
+    others += [{"weights": weights} for weights in changed]
     assert len({BeamSearch(**options, **other).description for other in others}) == len(others)
+
+
+@ways
+def test_other_weights_are_as_if_made_with_them(model, is_compiled):
+    log_probs = sound(np.random.default_rng(7), 9)
+    weights = Weights(3.0, -1.0, -0.5)
+    once = BeamSearch(language_model=model, is_compiled=is_compiled)
+    before = once.paths(log_probs, 3)
+    assert once.weighing(weights).paths(log_probs, 3) == BeamSearch(
+        language_model=model, weights=weights, is_compiled=is_compiled
+    ).paths(log_probs, 3)
+    assert once.paths(log_probs, 3) == before
+    assert once.weighing(weights).paths(log_probs, 3) != before

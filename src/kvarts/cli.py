@@ -29,11 +29,18 @@ _READER_GONE = 141
 _COMMANDS: Final = {
     "evaluate": "measure WER and CER on manifests",
     "transcribe": "write down what is said in audio and video files",
+    "calibrate": "fit confidences that are probabilities, and thresholds",
     "export": "write a checkpoint as a model that runs without PyTorch",
 }
 _DATA_COMMANDS: Final = {
     "download": "download and unpack a data set",
     "sample": "rebuild the sample speech from its Debian package",
+}
+_LM_COMMANDS: Final = {
+    "build": "estimate an n-gram language model from texts",
+}
+_GRAMMAR_COMMANDS: Final = {
+    "check": "find mistakes in a command grammar, and commands that sound alike",
 }
 
 # What to install where a package is missing: by the command, if its extra has all that it needs, else by the package.
@@ -116,6 +123,12 @@ def _parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     data_parser = commands.add_parser("data", help="get the course's data, rebuild the sample")
     data_commands = data_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_commands(data_commands, _DATA_COMMANDS, arguments)
+    lm_parser = commands.add_parser("lm", help="build and tune language models")
+    lm_commands = lm_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_commands(lm_commands, _LM_COMMANDS, arguments, prefix="lm_")
+    grammar_parser = commands.add_parser("grammar", help="check a command grammar")
+    grammar_commands = grammar_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_commands(grammar_commands, _GRAMMAR_COMMANDS, arguments, prefix="grammar_")
     return parser
 
 
@@ -123,10 +136,12 @@ def _add_commands(
     parsers: argparse._SubParsersAction[argparse.ArgumentParser],
     names: Mapping[str, str],
     arguments: Sequence[str] | None,
+    prefix: str = "",
 ) -> None:
+    """Adds subcommands, each from the module of its name behind the prefix."""
     for name, summary in names.items():
         parser = parsers.add_parser(name, help=summary)
         if arguments is None or name in arguments:
-            module = importlib.import_module(f"kvarts.{name}")
+            module = importlib.import_module(f"kvarts.{prefix}{name}")
             module.add_arguments(parser)
             parser.set_defaults(run=module.run)

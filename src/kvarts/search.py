@@ -13,11 +13,12 @@ compiler, search_plain.py does, to the same result.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -40,9 +41,32 @@ _END_WORD: Final = 1
 _UNKNOWN_WORD: Final = 2
 
 DEFAULT_BEAM: Final = 100
-DEFAULT_LM_WEIGHT: Final = 0.5
-DEFAULT_WORD_BONUS: Final = 1.0
-DEFAULT_UNKNOWN_PENALTY: Final = -10.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What words weigh against the sound, in natural logarithms.
+
+    Attributes:
+        lm_weight: times the log-probability of the language model.
+        word_bonus: added for each word, where there is a language model.
+        unknown_penalty: added for each word outside the vocabulary, where there is one.
+    """
+
+    lm_weight: float = 0.5
+    word_bonus: float = 1.0
+    unknown_penalty: float = -10.0
+
+    def check(self) -> None:
+        """Raises:
+        ConfigError: a weight is impossible.
+        """
+        if not 0 <= self.lm_weight <= 100:
+            raise ConfigError(f"weight of the language model {self.lm_weight}: must be from 0 to 100")
+        if not -100 <= self.word_bonus <= 100:
+            raise ConfigError(f"word bonus {self.word_bonus}: must be from -100 to 100")
+        if not -1000 <= self.unknown_penalty <= 0:
+            raise ConfigError(f"penalty of unknown words {self.unknown_penalty}: must be from -1000 to 0")
 
 
 @dataclass(frozen=True)
@@ -71,9 +95,17 @@ class Rules:
     width: float
     least_log_prob: float
     is_closed: bool
-    lm_weight: float
-    word_bonus: float
-    unknown_penalty: float
+    weights: Weights
+
+    @property
+    def lm_weight(self) -> float:
+        """0 without a language model."""
+        return 0.0 if self.language_model is None else self.weights.lm_weight
+
+    @property
+    def word_bonus(self) -> float:
+        """0 without a language model."""
+        return 0.0 if self.language_model is None else self.weights.word_bonus
 
     @property
     def end_word(self) -> int:
@@ -109,7 +141,8 @@ class BeamSearch:
         hotwords: see `kvarts.hotwords`; their words belong to the vocabulary, if there is one.
         vocabulary: further words, or, without a language model, all.
         is_closed: give no words but those of the vocabulary.
-        beam, width, least_log_prob, lm_weight, word_bonus, unknown_penalty: see `Rules`.
+        beam, width, least_log_prob: see `Rules`.
+        weights: of all but the sound and the hot words.
         is_compiled: None: in C if that can be had; False: in Python.
 
     Raises:
@@ -126,12 +159,14 @@ class BeamSearch:
         beam: int = DEFAULT_BEAM,
         width: float = 10.0,
         least_log_prob: float = -5.0,
-        lm_weight: float = DEFAULT_LM_WEIGHT,
-        word_bonus: float = DEFAULT_WORD_BONUS,
-        unknown_penalty: float = DEFAULT_UNKNOWN_PENALTY,
+        weights: Weights = Weights(),
         is_compiled: bool | None = None,
     ) -> None:
-        _check(beam, width, lm_weight, unknown_penalty)
+        if not 1 <= beam <= 100_000:
+            raise ConfigError(f"beam {beam}: must be from 1 to 100000")
+        if not width > 0:
+            raise ConfigError(f"width {width}: must be above 0")
+        weights.check()
         words = dict.fromkeys(vocabulary)
         number_of: dict[str, int] = {}
         if language_model is not None:
@@ -152,15 +187,20 @@ class BeamSearch:
                 single = language_model.log_probability[1 + numbers]
             best_word = tree.highest_below(single)
         self.rules = Rules(
-            language_model, tree, word, best_word, hotwords, beam, width, least_log_prob, is_closed,
-            lm_weight if language_model is not None else 0.0,
-            word_bonus if language_model is not None else 0.0,
-            unknown_penalty,
-        )  # fmt: skip
+            language_model, tree, word, best_word, hotwords, beam, width, least_log_prob, is_closed, weights
+        )
         self._native = None if is_compiled is False else _library()
         if is_compiled and self._native is None:
             raise ConfigError("the search in C could not be compiled: install a C compiler")
         self._in_c = None if self._native is None else _InC(self.rules)
+
+    def weighing(self, weights: Weights) -> BeamSearch:
+        """The same search with other weights; shares all that is large."""
+        weights.check()
+        other = copy.copy(self)
+        other.rules = replace(self.rules, weights=weights)
+        other._in_c = None if self._native is None else _InC(other.rules)
+        return other
 
     @property
     def description(self) -> str:
@@ -171,7 +211,7 @@ class BeamSearch:
             parts += [f"language model of {len(rules.language_model.word)} n-grams, weight {rules.lm_weight:g}"]
             parts += [f"word bonus {rules.word_bonus:g}"]
         if rules.tree is not None:
-            parts += ["closed" if rules.is_closed else f"unknown words {rules.unknown_penalty:g}"]
+            parts += ["closed" if rules.is_closed else f"unknown words {rules.weights.unknown_penalty:g}"]
         if rules.hotwords is not None:
             parts += [f"{len(rules.hotwords.phrases)} hot words"]
         return ", ".join(parts)
@@ -245,17 +285,6 @@ def align(
     return frames if found else None
 
 
-def _check(beam: int, width: float, lm_weight: float, unknown_penalty: float) -> None:
-    if not 1 <= beam <= 100_000:
-        raise ConfigError(f"beam {beam}: must be from 1 to 100000")
-    if not width > 0:
-        raise ConfigError(f"width {width}: must be above 0")
-    if not 0 <= lm_weight < 100:
-        raise ConfigError(f"weight of the language model {lm_weight}: must be from 0 to 100")
-    if not -1000 <= unknown_penalty <= 0:
-        raise ConfigError(f"penalty of unknown words {unknown_penalty}: must be from -1000 to 0")
-
-
 def _check_shape(log_probs: NDArray[np.float32]) -> None:
     if log_probs.ndim != 2 or log_probs.shape[1] != NUM_CLASSES:
         raise ValueError(f"log_probs must be (time, {NUM_CLASSES}), got {log_probs.shape}")
@@ -307,7 +336,7 @@ class _InC:
             least_log_prob=rules.least_log_prob,
             lm_weight=rules.lm_weight,
             word_bonus=rules.word_bonus,
-            unknown_penalty=rules.unknown_penalty,
+            unknown_penalty=rules.weights.unknown_penalty,
         )
         if rules.tree is not None:
             own = self._keep(rules.tree.mask, rules.tree.first_child, rules.word, rules.best_word)

@@ -106,7 +106,7 @@ def _followed(rules: Rules, parent: _Prefix, label: int) -> _Prefix | None:
         elif rules.is_closed:
             return None
         elif parent.place >= 0:
-            child.fixed += rules.unknown_penalty
+            child.fixed += rules.weights.unknown_penalty
     if rules.hotwords is not None:
         child.hot = int(rules.hotwords.next[parent.hot, label])
         promise += float(rules.hotwords.promise[child.hot])
@@ -124,7 +124,7 @@ def _word_end(rules: Rules, prefix: _Prefix) -> tuple[float, int] | None:
             if rules.is_closed:
                 return None
             if prefix.place >= 0:
-                score += rules.unknown_penalty
+                score += rules.weights.unknown_penalty
     if rules.language_model is not None:
         of_word, context = rules.language_model.score(context, word if word >= 0 else _UNKNOWN_WORD)
         score += rules.lm_weight * of_word
