@@ -1,11 +1,14 @@
 """Hot words: the automaton earns what counting gives, and every mistake in a list has a name."""
 
+from dataclasses import astuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvarts.alphabet import encode
 from kvarts.errors import HotwordError
+from kvarts.hotword_metrics import hotword_counts
 from kvarts.hotwords import DEFAULT_WEIGHT, hotwords, read_hotwords
 
 words = st.text("абв", min_size=1, max_size=3)
@@ -109,3 +112,38 @@ def test_files_that_cannot_be_read(tmp_path):
         hotwords([])
     with pytest.raises(HotwordError, match="weight nan must be"):
         hotwords({"кварц": float("nan")})
+
+
+# --- What they gain and cost ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "expected"),
+    [
+        # Two of three are found; «стол» for «столб» is the one error elsewhere.
+        ("кварц и кварц у столба кварц", "кварц и кварц у стола шварц", (3, 2, 2, 0, (1, 0, 0, 3))),
+        # One that was not spoken, in place of a word; another where nothing was said.
+        ("мы молчали", "кварц молчали кварц", (0, 0, 2, 2, (1, 0, 1, 2))),
+        # A phrase is found when all of it is.
+        ("Включи свет, включи свет", "включи свет включи совет", (2, 1, 1, 0, (0, 0, 0, 0))),
+        ("светлый день", "светлая тень", (1, 0, 1, 1, (1, 0, 0, 1))),
+        ("", "кварц", (0, 0, 1, 1, (0, 0, 1, 0))),
+        ("кварц", "", (1, 0, 0, 0, (0, 0, 0, 0))),
+        ("", "", (0, 0, 0, 0, (0, 0, 0, 0))),
+    ],
+)
+def test_counts_of_an_utterance(reference, hypothesis, expected):
+    counts = hotword_counts(["кварц", "включи свет", "светл*"], reference, hypothesis)
+    elsewhere = counts.elsewhere
+    assert (counts.spoken, counts.found, counts.given, counts.false) == expected[:4]
+    assert astuple(elsewhere) == expected[4]
+
+
+def test_counts_add_up():
+    one = hotword_counts(["кварц"], "кварц да", "кварц нет")
+    two = hotword_counts(["кварц"], "кварц", "нет")
+    assert (one + two).recall == 0.5
+    assert (one + two).as_json() == {
+        "spoken": 2, "found": 1, "recall": 0.5, "given": 1, "false": 0, "wer_elsewhere": 1.0,
+    }  # fmt: skip
+    assert hotword_counts(["кварц"], "да", "да").recall is None

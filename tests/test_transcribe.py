@@ -213,8 +213,8 @@ def test_a_folder_is_an_exported_model(monkeypatch: pytest.MonkeyPatch, model: s
     assert transcribe("v1.ckpt", say("a.wav", "да"), *options) == 130
     assert transcribe("v1.ckpt", "a.wav") == 130
     assert loaded == [
-        (Path("v1.ckpt"), {"engine": "onnxruntime", "precision": "float32", "threads": 2}),
-        (Path("v1.ckpt"), {"engine": None, "precision": None, "threads": None}),
+        (Path("v1.ckpt"), {"engine": "onnxruntime", "precision": "float32", "threads": 2, "calibration": None}),
+        (Path("v1.ckpt"), {"engine": None, "precision": None, "threads": None, "calibration": None}),
     ]
 
 

@@ -1,13 +1,15 @@
-"""How sure a difference of two word error rates is: the paired bootstrap over utterances.
+"""How sure a measure is, such as a difference of two word error rates: the bootstrap over utterances.
 
 M. Bisani and H. Ney, «Bootstrap estimates for confidence intervals in ASR performance evaluation», ICASSP 2004.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvarts.error_counts import ErrorCounts
 
@@ -37,3 +39,36 @@ def paired_interval(
         differences.append(changes[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1))
     low, high = np.quantile(np.concatenate(differences), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def utterance_intervals(
+    measure: Callable[[NDArray[np.int64]], Sequence[float]],
+    utterance: NDArray[np.int64],
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """The intervals of measures of rows, such as words, that hang together by utterance.
+
+    Utterances are drawn anew with all their rows; each interval holds the middle `level` of a measure's values. What is
+    NaN in a draw, for want of rows of a kind, is left out of it.
+
+    Args:
+        measure: of some rows, given by their numbers, (rows,) integers, with repeats.
+        utterance: (rows,) the utterance of each row, ascending.
+    """
+    rows_of = np.split(np.arange(len(utterance)), np.flatnonzero(np.diff(utterance)) + 1)
+    generator = np.random.default_rng(seed)
+    values = np.array(
+        [
+            measure(np.concatenate([rows_of[number] for number in generator.integers(len(rows_of), size=len(rows_of))]))
+            for _ in range(draws)
+        ]
+    )
+    intervals = []
+    for column in values.T:
+        told = column[~np.isnan(column)]
+        low, high = np.quantile(told, [(1 - level) / 2, (1 + level) / 2]) if len(told) else (math.nan, math.nan)
+        intervals.append((float(low), float(high)))
+    return intervals

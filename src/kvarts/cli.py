@@ -38,6 +38,7 @@ _DATA_COMMANDS: Final = {
 }
 _LM_COMMANDS: Final = {
     "build": "estimate an n-gram language model from texts",
+    "tune": "find the weights of a language model on a validation set",
 }
 _GRAMMAR_COMMANDS: Final = {
     "check": "find mistakes in a command grammar, and commands that sound alike",

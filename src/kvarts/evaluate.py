@@ -8,8 +8,10 @@ every word recognised in it is an insertion.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
+import operator
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +23,18 @@ from typing import TYPE_CHECKING, Any
 from kvarts import __version__
 from kvarts.error_counts import ErrorCounts, char_errors, word_errors
 from kvarts.errors import AudioError, ConfigError, ManifestError, listing
-from kvarts.files import atomic_text_writer, sha256_of, write_error
+from kvarts.files import atomic_text_writer, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
+from kvarts.recogniser_options import add_decoder_arguments, add_model_arguments
 from kvarts.text import NORMALISER_VERSION
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Console
     from rich.table import Table
 
+    from kvarts.hotword_metrics import HotwordCounts
     from kvarts.recogniser import Recognizer
 
 BATCH_DURATION_S = 120.0  # padded seconds of sound in a batch
@@ -45,6 +50,7 @@ class Evaluation:
     num_utterances: int
     audio_s: float  # sum of the manifest's durations
     elapsed_s: float  # wall clock from the first file read to the last text
+    hotwords: HotwordCounts | None = None  # where there are any
 
     @property
     def rtfx(self) -> float:
@@ -63,11 +69,13 @@ class Evaluation:
             "hours": self.audio_s / 3600,
             "elapsed_s": self.elapsed_s,
             "rtfx": self.rtfx,
+            **({} if self.hotwords is None else {"hotwords": self.hotwords.as_json()}),
         }
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Several scores as one: errors, words, utterances and times are added up."""
+    hot = [evaluation.hotwords for evaluation in evaluations if evaluation.hotwords is not None]
     return Evaluation(
         name="together",
         words=sum((evaluation.words for evaluation in evaluations), ErrorCounts()),
@@ -75,6 +83,7 @@ def together(evaluations: Sequence[Evaluation]) -> Evaluation:
         num_utterances=sum(evaluation.num_utterances for evaluation in evaluations),
         audio_s=sum(evaluation.audio_s for evaluation in evaluations),
         elapsed_s=sum(evaluation.elapsed_s for evaluation in evaluations),
+        hotwords=functools.reduce(operator.add, hot) if hot else None,
     )
 
 
@@ -111,6 +120,7 @@ def evaluate_manifest(
     name: str,
     batch_duration_s: float = BATCH_DURATION_S,
     on_text: Callable[[Utterance, str], None] | None = None,
+    hot_phrases: Sequence[str] = (),
 ) -> tuple[Evaluation, list[str]]:
     """Recognises and scores utterances, batched with others of similar duration.
 
@@ -119,6 +129,7 @@ def evaluate_manifest(
         name: of the manifest, for tables and files.
         batch_duration_s: longest utterance times number of utterances, at most, in a batch of more than one.
         on_text: called with every utterance as soon as its text is known; long utterances come first.
+        hot_phrases: to be counted, see `kvarts.hotword_metrics`.
 
     Returns:
         The score, and the texts in the order of `utterances`.
@@ -131,8 +142,7 @@ def evaluate_manifest(
     start_s = time.perf_counter()
     predictions = [""] * len(utterances)
     for batch in manifest_log_probs(recognizer, utterances, name=name, batch_duration_s=batch_duration_s):
-        matrices = [matrix for _, matrix in batch]
-        for (index, _), words in zip(batch, recognizer.decoded(matrices, list(map(len, matrices))), strict=True):
+        for (index, _), words in zip(batch, recognizer.decoded([matrix for _, matrix in batch]), strict=True):
             predictions[index] = text_of(words)
             if on_text is not None:
                 on_text(utterances[index], predictions[index])
@@ -145,8 +155,16 @@ def evaluate_manifest(
         num_utterances=len(utterances),
         audio_s=sum(utterance.duration_s for utterance in utterances),
         elapsed_s=elapsed_s,
+        hotwords=_hotword_counts(hot_phrases, references, predictions) if hot_phrases else None,
     )
     return evaluation, predictions
+
+
+def _hotword_counts(phrases: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> HotwordCounts:
+    from kvarts.hotword_metrics import HotwordCounts, hotword_counts
+
+    pairs = zip(references, predictions, strict=True)
+    return sum((hotword_counts(phrases, *pair) for pair in pairs), HotwordCounts())
 
 
 def manifest_log_probs(
@@ -182,8 +200,7 @@ def manifest_log_probs(
                 else:
                     indices.append(index)
                     features.append(result)
-            padded, lengths = recognizer.log_probs(features)
-            yield [(index, row[:length]) for index, row, length in zip(indices, padded, lengths, strict=True)]
+            yield list(zip(indices, recognizer.log_probs(features), strict=True))
             advance(sum(durations_s[index] for index, _ in loaded))
     if failures:
         raise AudioError(listing(f"{name}: files that could not be read", failures))
@@ -197,13 +214,14 @@ def evaluate_manifests(
     output: Path | None = None,
     about: Mapping[str, Any] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
+    hot_phrases: Sequence[str] = (),
 ) -> list[Evaluation]:
     """Evaluates manifests, given by name, one after the other.
 
     All of them are read, and the headers of all their audio files checked, before the first is recognised.
 
     Args:
-        recognizer: see `evaluate_manifest`, as for `batch_duration_s`.
+        recognizer: see `evaluate_manifest`, as for `batch_duration_s` and `hot_phrases`.
         output: a folder that gets, after each manifest, ``<name>_pred.jsonl`` (the manifest with `pred_text`
             added and absolute paths) and a new ``results.json``. Should recognition break off, the texts
             known by then stay in ``<name>_pred.partial.jsonl``.
@@ -215,20 +233,20 @@ def evaluate_manifests(
         AudioError: a file turned out to be damaged behind its header.
         OutputError: a result could not be written.
     """
-    from kvarts.checks import check_audio
-
     if output is not None:
         _make_folder(output)
-    read = {name: read_manifest(path) for name, path in manifests.items()}
-    problems = check_audio([utterance for utterances in read.values() for utterance in utterances])
-    if problems:
-        raise ManifestError(listing("utterances that cannot be evaluated", list(map(str, problems))))
+    read = {name: _checked_manifest(path) for name, path in manifests.items()}
     evaluations: list[Evaluation] = []
     for name, utterances in read.items():
         partial = None if output is None else output / f"{name}_pred.partial.jsonl"
         with nullcontext() if partial is None else _kept_texts(partial) as on_text:
             evaluation, predictions = evaluate_manifest(
-                recognizer, utterances, name=name, batch_duration_s=batch_duration_s, on_text=on_text
+                recognizer,
+                utterances,
+                name=name,
+                batch_duration_s=batch_duration_s,
+                on_text=on_text,
+                hot_phrases=hot_phrases,
             )
             evaluations.append(evaluation)
             if on_evaluation is not None:
@@ -244,9 +262,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
     parser.description = (
         "Recognises the utterances of manifests and prints WER, CER, the kinds of word errors and the speed, "
-        "for each manifest and for all together."
+        "for each manifest and for all together; with --hotwords also how many of them are found, with --streaming "
+        "what a stream gives and when, with --grammar how many commands are understood."
     )
-    parser.add_argument("--checkpoint", metavar="C", type=Path, required=True, help=".ckpt or .safetensors")
+    add_model_arguments(parser)
     parser.add_argument(
         "--manifest",
         metavar="M",
@@ -268,21 +287,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=BATCH_DURATION_S,
         help="seconds of sound in a batch, padding included (default: %(default)g); less needs less memory",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto: the GPU if there is one")
+    add_decoder_arguments(parser)
+    streaming = parser.add_argument_group("streaming")
+    streaming.add_argument(
+        "--streaming", action="store_true", help="play the utterances to a stream, and measure what one sees and when"
+    )
+    streaming.add_argument(
+        "--chunk-s",
+        metavar="N",
+        type=_positive_number,
+        nargs="+",
+        help="seconds of sound that come at a time, a row each (default: 0.02 0.1 0.32 1 2)",
+    )
+    grammar = parser.add_argument_group("command grammar")
+    grammar.add_argument(
+        "--grammar",
+        metavar="FILE",
+        type=Path,
+        help="find its commands; texts that are none of its phrases count as speech that must not be taken for one",
+    )
+    grammar.add_argument(
+        "--unknown-below",
+        metavar="P",
+        type=_positive_number,
+        help="a command whose score is lower than -P is [unk] (default: 1)",
+    )
+    grammar.add_argument(
+        "--false-accepts-per-hour",
+        metavar="N",
+        type=_not_negative_number,
+        help="instead: the score with which there are no more, found on these very manifests",
+    )
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates as the arguments say and prints the table; what is scored before an error is printed too."""
     from rich.console import Console
 
-    from kvarts.recogniser import Recognizer
-    from kvarts.torch_engine import Torch
+    from kvarts import hotword_metrics
+    from kvarts.recogniser_options import recogniser_of
 
+    if args.streaming and args.grammar is not None:
+        args.usage_error("--streaming and --grammar are measured one at a time")
+    if args.chunk_s is not None and not args.streaming:
+        args.usage_error("--chunk-s goes with --streaming")
+    threshold = (args.unknown_below, args.false_accepts_per_hour)
+    if threshold != (None, None) and (args.grammar is None or None not in threshold):
+        args.usage_error("--unknown-below or --false-accepts-per-hour, one of them, goes with --grammar")
+    # In a file or a pipe there is no edge to wrap at.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     manifests = name_manifests(args.manifest)
-    about: dict[str, Any] = {"command": args.command_line}
-    recognizer = Recognizer(Torch.load(args.checkpoint, args.device))
     if args.output is not None:
-        about["checkpoint"] = {"path": str(args.checkpoint.absolute()), "sha256": sha256_of(args.checkpoint)}
+        _make_folder(args.output)
+    if args.grammar is not None:
+        return _run_grammar(args, manifests, console)
+    recognizer = recogniser_of(args)
+    if args.streaming:
+        return _run_streaming(args, recognizer, manifests, console)
     evaluations: list[Evaluation] = []
     try:
         evaluate_manifests(
@@ -290,17 +352,103 @@ def run(args: argparse.Namespace) -> int:
             manifests,
             batch_duration_s=args.batch_duration_s,
             output=args.output,
-            about=about,
+            about=None if args.output is None else _about(args, recognizer),
             on_evaluation=evaluations.append,
+            hot_phrases=_hot_phrases(recognizer),
         )
     finally:
         if evaluations:
             rows = evaluations if len(evaluations) == 1 else [*evaluations, together(evaluations)]
-            # In a file or a pipe there is no edge to wrap at.
-            Console(width=None if sys.stdout.isatty() else 120).print(render_table(rows))
+            console.print(render_table(rows))
+            hot = [(row.name, row.hotwords) for row in rows if row.hotwords is not None]
+            if hot:
+                console.print(hotword_metrics.render_table(hot))
     if args.output is not None:
         print(f"results: {args.output / 'results.json'}")
     return 0
+
+
+def _hot_phrases(recognizer: Recognizer) -> tuple[str, ...]:
+    from kvarts.search import BeamSearch
+
+    hotwords = recognizer.decoder.rules.hotwords if isinstance(recognizer.decoder, BeamSearch) else None
+    return () if hotwords is None else tuple(hotwords.phrases)
+
+
+def _about(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, Any]:
+    """What a file of results says of where they come from."""
+    from kvarts.confidence import description_of, model_identity
+
+    return {
+        "command": args.command_line,
+        "checkpoint": {"path": str(args.model.absolute()), "sha256": model_identity(args.model)},
+        "engine": recognizer.engine.name,
+        "decoder": description_of(recognizer.decoder),
+    }
+
+
+def _run_streaming(
+    args: argparse.Namespace, recognizer: Recognizer, manifests: Mapping[str, Path], console: Console
+) -> int:
+    from kvarts.streaming_metrics import CHUNK_SIZES_S, evaluate_streaming, streaming_table
+
+    results: dict[str, Any] = {}
+    read = {name: _checked_manifest(path) for name, path in manifests.items()}
+    for name, utterances in read.items():
+        evaluations = evaluate_streaming(recognizer, utterances, args.chunk_s or CHUNK_SIZES_S, name=name)
+        table = streaming_table(evaluations)
+        table.title = name
+        console.print(table)
+        results[name] = [evaluation.as_json() for evaluation in evaluations]
+    if args.output is not None:
+        _write_json(args.output / "streaming.json", {**_versions(), **_about(args, recognizer), "manifests": results})
+        print(f"results: {args.output / 'streaming.json'}")
+    return 0
+
+
+def _run_grammar(args: argparse.Namespace, manifests: Mapping[str, Path], console: Console) -> int:
+    from kvarts.grammar import Grammar
+    from kvarts.grammar_metrics import Outcome, outcomes, render_table, score, threshold
+    from kvarts.grammar_search import DEFAULT_UNKNOWN_PENALTY, GrammarSearch
+    from kvarts.recogniser_options import recogniser_of
+
+    penalty = DEFAULT_UNKNOWN_PENALTY if args.unknown_below is None else args.unknown_below
+    search = GrammarSearch(Grammar.load(args.grammar), unknown_penalty=penalty)
+    recognizer = recogniser_of(args, search)
+    read = {name: _checked_manifest(path) for name, path in manifests.items()}
+    found: dict[str, list[Outcome]] = {
+        name: outcomes(recognizer, utterances, search, batch_duration_s=args.batch_duration_s)
+        for name, utterances in read.items()
+    }
+    everything = [one for of_manifest in found.values() for one in of_manifest]
+    if args.false_accepts_per_hour is not None:
+        if all(one.meaning is not None for one in everything):
+            raise ManifestError("no text is outside the grammar: add a manifest of other speech to find a threshold")
+        penalty = threshold(everything, args.false_accepts_per_hour)
+    evaluations = [score(of_manifest, penalty, name=name) for name, of_manifest in found.items()]
+    if len(found) > 1:
+        evaluations.append(score(everything, penalty, name="together"))
+    console.print(render_table(evaluations))
+    if args.output is not None:
+        content = {**_versions(), **_about(args, recognizer), "manifests": [one.as_json() for one in evaluations]}
+        _write_json(args.output / "grammar.json", content)
+        print(f"results: {args.output / 'grammar.json'}")
+    return 0
+
+
+def _checked_manifest(path: Path) -> list[Utterance]:
+    """The utterances of a manifest, the headers of their files checked.
+
+    Raises:
+        ManifestError: a line is broken, or its audio missing, not audio or not of the duration it gives.
+    """
+    from kvarts.checks import check_audio
+
+    utterances = read_manifest(path)
+    problems = check_audio(utterances)
+    if problems:
+        raise ManifestError(listing("utterances that cannot be evaluated", list(map(str, problems))))
+    return utterances
 
 
 def name_manifests(paths: Sequence[Path]) -> dict[str, Path]:
@@ -373,8 +521,7 @@ def _write_results(
     path: Path, evaluations: Sequence[Evaluation], manifests: Mapping[str, Path], about: Mapping[str, Any]
 ) -> None:
     results = {
-        "kvarts_version": __version__,
-        "normaliser_version": NORMALISER_VERSION,
+        **_versions(),
         **about,
         "complete": len(evaluations) == len(manifests),
         "manifests": [
@@ -387,8 +534,16 @@ def _write_results(
         ],
         "together": together(evaluations).as_json(),
     }
+    _write_json(path, results)
+
+
+def _versions() -> dict[str, Any]:
+    return {"kvarts_version": __version__, "normaliser_version": NORMALISER_VERSION}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_text_writer(path) as file:
-        json.dump(results, file, ensure_ascii=False, indent=2)
+        json.dump(content, file, ensure_ascii=False, indent=2)
         file.write("\n")
 
 
@@ -397,6 +552,13 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _not_negative_number(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
 
 
 def _positive_number(text: str) -> float:

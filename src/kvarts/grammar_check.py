@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvarts.errors import ConfigError, ManifestError
 from kvarts.grammar import Grammar, Meaning
+from kvarts.recogniser_options import add_model_arguments, recogniser_of
 
 if TYPE_CHECKING:
     from kvarts.grammar_metrics import Outcome
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="letters in which commands differ that sound alike, from 0 to 1.75; one that sounds the same is a quarter "
         "(default: %(default)g)",
     )
-    parser.add_argument("--model", metavar="M", type=Path, help="a folder that kvarts export wrote")
+    add_model_arguments(parser, required=False)
     sound = parser.add_mutually_exclusive_group()
     sound.add_argument("--audio", metavar="MANIFEST", type=Path, help="recorded commands, for --model")
     sound.add_argument(
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     confused: list[tuple[tuple[str, str], int]] = []
     heard = 0
     if args.model is not None:
-        found = _spoken(args.model, grammar) if args.speak else _recorded(args.model, grammar, args.audio)
+        found = _spoken(args, grammar) if args.speak else _recorded(args, grammar)
         heard = len(found)
         confused = _confusions(found).most_common()
     report = {
@@ -221,7 +222,7 @@ def _difference(first: str, second: str) -> tuple[str, ...]:
     )
 
 
-def _recorded(model: Path, grammar: Grammar, manifest: Path) -> list[Outcome]:
+def _recorded(args: argparse.Namespace, grammar: Grammar) -> list[Outcome]:
     """What a model finds in recorded commands.
 
     Raises:
@@ -229,14 +230,14 @@ def _recorded(model: Path, grammar: Grammar, manifest: Path) -> list[Outcome]:
     """
     from kvarts.manifest import read_manifest
 
-    utterances = read_manifest(manifest)
+    utterances = read_manifest(args.audio)
     inside = [utterance for utterance in utterances if grammar.parse(utterance.text) is not None]
     if not inside:
-        raise ManifestError(f"{manifest}: no text in it is a phrase of {grammar.name}; give recordings of its commands")
-    return _outcomes(model, grammar, inside)
+        raise ManifestError(f"{args.audio}: no text in it is a phrase of {grammar.name}; give its commands, recorded")
+    return _outcomes(args, grammar, inside)
 
 
-def _spoken(model: Path, grammar: Grammar) -> list[Outcome]:
+def _spoken(args: argparse.Namespace, grammar: Grammar) -> list[Outcome]:
     """What a model finds in phrases that espeak-ng speaks: all, or 200 drawn by chance.
 
     Raises:
@@ -259,15 +260,14 @@ def _spoken(model: Path, grammar: Grammar) -> list[Outcome]:
             except (OSError, subprocess.SubprocessError) as error:
                 raise ConfigError(f"espeak-ng failed ({error}); use --audio, or install its Russian voice") from None
             utterances.append(Utterance(path, text, 1.0, str(number), Path(folder) / "spoken", number, {}))
-        return _outcomes(model, grammar, utterances)
+        return _outcomes(args, grammar, utterances)
 
 
-def _outcomes(model: Path, grammar: Grammar, utterances: Sequence[Utterance]) -> list[Outcome]:
+def _outcomes(args: argparse.Namespace, grammar: Grammar, utterances: Sequence[Utterance]) -> list[Outcome]:
     from kvarts.grammar_metrics import outcomes
     from kvarts.grammar_search import GrammarSearch
-    from kvarts.recogniser import Recognizer
 
-    return outcomes(Recognizer.load(model), utterances, GrammarSearch(grammar))
+    return outcomes(recogniser_of(args), utterances, GrammarSearch(grammar))
 
 
 def _confusions(found: Sequence[Outcome]) -> Counter[tuple[str, str]]:

@@ -100,9 +100,9 @@ def _recognised(recognizer: Recognizer, features: Sequence[Floats]) -> tuple[lis
     log_probs: list[Floats] = []
     texts: list[str] = []
     for start in range(0, len(features), _BATCH):
-        padded, lengths = recognizer.log_probs(features[start : start + _BATCH])
-        log_probs += [matrix[:length] for matrix, length in zip(padded, lengths, strict=True)]
-        texts += map(text_of, recognizer.decoded(padded, lengths))
+        found = recognizer.log_probs(features[start : start + _BATCH])
+        log_probs += found
+        texts += map(text_of, recognizer.decoded(found))
     return log_probs, texts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -10,22 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvarts import cutting
-from kvarts.alphabet import NUM_CLASSES
 from kvarts.audio import audio_blocks, resampled
 from kvarts.checks import too_short
 from kvarts.cutting import Piece
-from kvarts.decoding import Decoder, greedy_words
+from kvarts.decoding import Decoder, WordFrames, greedy_words
 from kvarts.engines import Engine, cpu_threads
 from kvarts.errors import AudioError
 from kvarts.features import N_MELS, check_waveform, log_mel
 from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames, seconds_of_encoded
 from kvarts.progress import chain_ahead
+
+if TYPE_CHECKING:
+    from kvarts.confidence import Calibration
+    from kvarts.streaming import Stream, StreamSettings
 
 Waveform = NDArray[np.float32]
 Tag = TypeVar("Tag")
@@ -41,7 +45,8 @@ class Word:
 
     Attributes:
         start_s, end_s: seconds from the beginning of the audio, to one encoded frame (40 ms).
-        confidence: in (0, 1]: geometric mean of the probabilities of its letters. Not calibrated.
+        confidence: in [0, 1]: the probability that it is right, if the recogniser has a calibration; else what its
+            decoder says, which is too high as a rule: greedy, the geometric mean of its letters' probabilities.
     """
 
     text: str
@@ -74,22 +79,30 @@ class PieceResult:
 
     Attributes:
         start_s, end_s: of the piece, seconds from the beginning of the recording; its words count from there too.
+        confidence: the probability that all of it is right; None without a calibration.
     """
 
     start_s: float
     end_s: float
     words: tuple[Word, ...]
     timings: Timings
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was recognised in one recording."""
+    """What was recognised in one recording.
+
+    Attributes:
+        confidence: the probability that all of it is right, nothing missed; where it was cut into pieces of 30 s at
+            most, the product of theirs. None without a calibration.
+    """
 
     text: str
     words: tuple[Word, ...]
     duration_s: float
     timings: Timings
+    confidence: float | None = None
 
 
 class Recognizer:
@@ -101,11 +114,20 @@ class Recognizer:
         'включи свет на кухне'
     """
 
-    def __init__(self, engine: Engine, threads: int | None = None, decoder: Decoder = greedy_words) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        threads: int | None = None,
+        decoder: Decoder = greedy_words,
+        calibration: Calibration | None = None,
+    ) -> None:
+        if calibration is not None:
+            calibration.check(decoder)
         self.engine = engine
         self.decoder = decoder
-        self._threads = threads or cpu_threads()
-        self._pool = ThreadPoolExecutor(self._threads)  # starts its threads when there is a batch
+        self.calibration = calibration
+        self.threads = threads or cpu_threads()
+        self._pool = ThreadPoolExecutor(self.threads)  # starts its threads when there is a batch
 
     @classmethod
     def load(
@@ -116,6 +138,7 @@ class Recognizer:
         precision: str | None = None,
         threads: int | None = None,
         decoder: Decoder = greedy_words,
+        calibration: Calibration | None = None,
     ) -> Recognizer:
         """A recogniser from a folder that `kvarts export` wrote.
 
@@ -127,14 +150,20 @@ class Recognizer:
             threads: of the engine, of reading, of features and of the decoder; None: all processors that this process
                 may use.
             decoder: greedy, or a `kvarts.search.BeamSearch`.
+            calibration: that `kvarts calibrate` wrote for this model and decoder; confidences are then probabilities.
 
         Raises:
             ModelFolderError: no such folder, a file is missing, damaged or was altered.
             ConfigError: no such engine or precision, or it is not installed.
+            CalibrationError: the calibration is of another model or decoder.
         """
         from kvarts.model_folder import load_engine
 
-        return cls(load_engine(Path(path), engine, precision, threads), threads, decoder)
+        if calibration is not None:
+            from kvarts.confidence import model_identity
+
+            calibration.check(decoder, model_identity(Path(path)))
+        return cls(load_engine(Path(path), engine, precision, threads), threads, decoder, calibration)
 
     def transcribe(self, audio: str | os.PathLike[str] | Waveform, *, sample_rate: int = SAMPLE_RATE) -> Result:
         """Recognises one recording of any length.
@@ -166,11 +195,21 @@ class Recognizer:
 
         found: list[list[PieceResult]] = [[] for _ in audios]
         # Of waveforms alone nothing is read, and to start threads would take longer than a command's features.
-        workers = 0 if all(isinstance(audio, np.ndarray) for audio in audios) else self._threads
+        workers = 0 if all(isinstance(audio, np.ndarray) for audio in audios) else self.threads
         for number, result in self.transcribe_sources(map(pieces_of, range(len(audios))), workers=workers):
             if result is not None:
                 found[number].append(result)
         return [_whole(results, count / SAMPLE_RATE) for results, count in zip(found, samples, strict=True)]
+
+    def stream(self, settings: StreamSettings | None = None, *, sample_rate: int = SAMPLE_RATE) -> Stream:
+        """For text while one is still speaking: a `kvarts.streaming.Stream` of one speaker.
+
+        Raises:
+            StreamError: the rate is not 16 kHz.
+        """
+        from kvarts.streaming import Stream
+
+        return Stream(self, settings, sample_rate=sample_rate)
 
     def transcribe_sources(
         self, sources: Iterable[Iterable[tuple[Tag, Piece | None]]], *, workers: int | None = None
@@ -192,7 +231,7 @@ class Recognizer:
             return 0 if item[1] is None else len(item[1].waveform)
 
         if workers is None:
-            workers = self._threads
+            workers = self.threads
         waiting: deque[tuple[Tag, bool]] = deque()  # read, without a result yet; and whether it will get one
         with closing(chain_ahead(sources, weight=weight, limit=_LARGEST_GROUP, workers=workers)) as read:
 
@@ -231,7 +270,7 @@ class Recognizer:
         for batch in _batches([len(piece.waveform) for piece in group]):
             words, seconds = self._words([group[number].waveform for number in batch])
             batch_samples = sum(len(group[number].waveform) for number in batch)
-            for number, found in zip(batch, words, strict=True):
+            for number, (found, confidence) in zip(batch, words, strict=True):
                 piece, length = group[number], len(group[number].waveform)
                 timings = Timings(
                     read_s * length / samples, *(part_s * length / batch_samples for part_s in seconds)
@@ -241,54 +280,64 @@ class Recognizer:
                     end_s=(piece.start + length) / SAMPLE_RATE,
                     words=tuple(_later(word, piece.start / SAMPLE_RATE) for word in found),
                     timings=timings,
+                    confidence=confidence,
                 )
         return [results[number] for number in range(len(group))]
 
-    def _words(self, waveforms: Sequence[Waveform]) -> tuple[list[tuple[Word, ...]], tuple[float, float, float]]:
-        """The way from waveforms (samples,) at 16 kHz to words; and the seconds of its three parts."""
+    def _words(
+        self, waveforms: Sequence[Waveform]
+    ) -> tuple[list[tuple[tuple[Word, ...], float | None]], tuple[float, float, float]]:
+        """The way from waveforms (samples,) at 16 kHz to words, see `confident`; and the seconds of its three parts."""
         started_s = time.perf_counter()
         # One after the other in this thread costs 30 % more with two processors, and a lone one needs no other thread.
         features = list(self._pool.map(log_mel, waveforms) if len(waveforms) > 1 else map(log_mel, waveforms))
         features_s = time.perf_counter()
-        log_probs, num_frames = self.log_probs(features)
+        log_probs = self.log_probs(features)
         network_s = time.perf_counter()
-        words = self.decoded(log_probs, num_frames)
+        words = self.confident(log_probs)
         decoded_s = time.perf_counter()
         return words, (features_s - started_s, network_s - features_s, decoded_s - network_s)
 
-    def log_probs(self, features: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[int]]:
-        """One batch of log-mel features, (frames, 64) each, to log-probabilities.
-
-        Returns:
-            (batch, encoded frames, 34), the blank last, and how many frames of each utterance count.
-        """
+    def log_probs(self, features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """One batch of log-mel features, (frames, 64) each, to log-probabilities, (encoded frames, 34) each."""
         if not features:
-            return np.zeros((0, 0, NUM_CLASSES), np.float32), []
+            return []
         lengths = np.array([len(matrix) for matrix in features], np.int64)
         padded = np.zeros((len(features), lengths.max(), N_MELS), np.float32)
         for row, matrix in zip(padded, features, strict=True):
             row[: len(matrix)] = matrix
-        return self.engine.log_probs(padded, lengths), [
-            encoded_frames(int(length), self.engine.stride) for length in lengths
-        ]
+        found = self.engine.log_probs(padded, lengths)
+        frames = [encoded_frames(len(matrix), self.engine.stride) for matrix in features]
+        return [row[:length] for row, length in zip(found, frames, strict=True)]
 
     def texts(self, features: Sequence[NDArray[np.float32]]) -> list[str]:
         """The texts of one batch of log-mel features, (frames, 64) each."""
-        return [text_of(words) for words in self.decoded(*self.log_probs(features))]
+        return [text_of(words) for words in self.decoded(self.log_probs(features))]
 
-    def decoded(self, log_probs: NDArray[np.float32], num_frames: Sequence[int]) -> list[tuple[Word, ...]]:
+    def decoded(self, log_probs: Sequence[NDArray[np.float32]]) -> list[tuple[Word, ...]]:
         """The words of each utterance of what `log_probs` gave, with times from its beginning."""
+        return [words for words, _ in self.confident(log_probs)]
+
+    def confident(self, log_probs: Sequence[NDArray[np.float32]]) -> list[tuple[tuple[Word, ...], float | None]]:
+        """As `decoded`, and beside the words of each utterance its confidence; None without a calibration."""
 
         def seconds(frame: int) -> float:
             return seconds_of_encoded(frame, self.engine.stride)
 
-        matrices = [matrix[:length] for matrix, length in zip(log_probs, num_frames, strict=True)]
+        found = []
+        for matrix, words in zip(log_probs, self.word_frames(log_probs), strict=True):
+            confidence = None
+            if self.calibration is not None:
+                words, confidence = self.calibration.apply(words, matrix)
+            timed = (Word(word.text, seconds(word.start), seconds(word.stop), word.confidence) for word in words)
+            found.append((tuple(timed), confidence))
+        return found
+
+    def word_frames(self, log_probs: Sequence[NDArray[np.float32]]) -> list[list[WordFrames]]:
+        """What the decoder finds in each utterance of what `log_probs` gave; never calibrated."""
         # The greedy decoder holds the interpreter and takes less than a thread's start.
-        alone = self.decoder is greedy_words or len(matrices) < 2
-        return [
-            tuple(Word(word.text, seconds(word.start), seconds(word.stop), word.confidence) for word in words)
-            for words in (map(self.decoder, matrices) if alone else self._pool.map(self.decoder, matrices))
-        ]
+        alone = self.decoder is greedy_words or len(log_probs) < 2
+        return list(map(self.decoder, log_probs) if alone else self._pool.map(self.decoder, log_probs))
 
 
 def text_of(words: Sequence[Word]) -> str:
@@ -390,4 +439,15 @@ def _later(word: Word, seconds: float) -> Word:
 def _whole(results: Sequence[PieceResult], duration_s: float) -> Result:
     words = tuple(word for result in results for word in result.words)
     parts = [astuple(result.timings) for result in results]
-    return Result(text_of(words), words, duration_s, Timings(*map(sum, zip((0.0,) * 4, *parts, strict=True))))
+    timings = Timings(*map(sum, zip((0.0,) * 4, *parts, strict=True)))
+    return Result(text_of(words), words, duration_s, timings, joint_confidence(result.confidence for result in results))
+
+
+def joint_confidence(confidences: Iterable[float | None]) -> float | None:
+    """That all parts are right: the product, as if they were so independently; None if one is not known, or none is."""
+    known = []
+    for confidence in confidences:
+        if confidence is None:
+            return None
+        known.append(confidence)
+    return math.prod(known) if known else None

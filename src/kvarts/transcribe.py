@@ -23,6 +23,7 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from kvarts import recogniser_options
 from kvarts.errors import AudioError, ConfigError
 from kvarts.files import atomic_text_writer, write_error
 from kvarts.frames import SAMPLE_RATE, WIN_LENGTH
@@ -63,15 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="audio or video of any format, rate and channel count; a folder, searched with its subfolders, without "
         "hidden files, for names of audio and video; a quoted pattern with *, ?, [] or **; - for standard input",
     )
-    parser.add_argument(
-        "--model",
-        "--checkpoint",
-        dest="model",
-        metavar="M",
-        type=Path,
-        required=True,
-        help="a folder that kvarts export wrote, or a .ckpt or .safetensors checkpoint (needs kvarts[train])",
-    )
+    recogniser_options.add_model_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "-f",
@@ -103,11 +96,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     microphone = parser.add_argument_group("microphone (needs kvarts[mic])")
     microphone.add_argument("--mic", action="store_true", help="record until Ctrl-C, then recognise")
     microphone.add_argument("--mic-seconds", metavar="N", type=_positive_number, help="record that long at most")
-    engine = parser.add_argument_group("engine")
-    engine.add_argument("--engine", help="openvino or onnxruntime (default: the faster one that is installed)")
-    engine.add_argument("--precision", help="float32, bfloat16 or int8 (default: the fastest without noticeable loss)")
-    engine.add_argument("--threads", metavar="N", type=_positive_integer, help="default: all processors")
-    engine.add_argument("--device", help="for a checkpoint: cpu, cuda, cuda:1 …, or auto, the GPU if there is one")
+    recogniser_options.add_decoder_arguments(parser)
+    confidence = recogniser_options.add_calibration_argument(parser)
+    rejection = confidence.add_mutually_exclusive_group()
+    rejection.add_argument(
+        "--reject-below",
+        metavar="P",
+        type=_probability,
+        help="a recording that is right with a lower probability is rejected: json and jsonl say so beside its text, "
+        "every other format is as if nothing had been said in it. For commands: the longer, the less likely all right",
+    )
+    rejection.add_argument("--reject", action="store_true", help="the same, with the threshold of the calibration")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -118,9 +117,9 @@ def _positive_number(text: str) -> float:
     return number
 
 
-def _positive_integer(text: str) -> int:
-    number = int(text)
-    if number < 1:
+def _probability(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
         raise ValueError
     return number
 
@@ -148,12 +147,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: impossible options, or two recordings would write the same file.
         OutputError: a result could not be written.
-        KvartsError: the model cannot be loaded.
+        KvartsError: the model or the calibration cannot be loaded.
     """
     if not args.paths and not args.mic:
         args.usage_error("name audio files, folders or -, or record with --mic")
     if args.mic_seconds is not None and not args.mic:
         args.usage_error("--mic-seconds goes with --mic")
+    if args.calibration is None and (args.reject or args.reject_below is not None):
+        args.usage_error("--reject and --reject-below go with --calibration")
     formats = _formats(args.format)
     with ExitStack() as stack:
         temporary = stack.enter_context(_temporary_folder()) if args.mic or "-" in args.paths else Path()
@@ -168,11 +169,15 @@ def run(args: argparse.Namespace) -> int:
             recordings.append(microphone)
         several = len(args.paths) + args.mic > 1 or any(map(_names_several, args.paths))
         write, todo = _sink(args, formats, recordings, several)
-        recognizer = _recognizer(args)
+        recognizer = recogniser_options.recogniser_of(args)
+        reject_below = args.reject_below
+        if args.reject and recognizer.calibration is not None:
+            reject_below = recognizer.calibration.utterance_threshold
         if len(todo) < len(recordings):
             skipped = f"{len(recordings) - len(todo)} of {len(recordings)} recordings skipped"
             print(f"kvarts: {skipped}: transcribed already; --force redoes them", file=sys.stderr)
         failures = 0
+        rejected = 0
 
         def report(problem: str) -> None:
             nonlocal failures
@@ -193,11 +198,16 @@ def run(args: argparse.Namespace) -> int:
         model = args.model.resolve().name
         on_progress = stack.enter_context(_progress(len(ready), prints=args.output is None))
         separate = args.channels == "separate"
-        for recording, found in transcripts(recognizer, ready, model, separate=separate, on_progress=on_progress):
+        for recording, found in transcripts(
+            recognizer, ready, model, separate=separate, reject_below=reject_below, on_progress=on_progress
+        ):
             if isinstance(found, AudioError):
                 report(str(found))
             else:
+                rejected += bool(found.rejected)
                 write(recording, found)
+        if rejected:
+            print(f"kvarts: {rejected} of {len(ready)} recordings rejected: too unsure", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -477,27 +487,6 @@ def _is_newer(results: Iterable[Path], sources: Iterable[Path]) -> bool:
 # --- The work ---------------------------------------------------------------------------------------------------------
 
 
-def _recognizer(args: argparse.Namespace) -> Recognizer:
-    from kvarts.recogniser import Recognizer
-
-    is_checkpoint = args.model.suffix in (".ckpt", ".safetensors") and not args.model.is_dir()
-    if not is_checkpoint:
-        if args.device is not None:
-            raise ConfigError(f"--device {args.device}: exported models run on the processor; name a checkpoint")
-        return Recognizer.load(args.model, engine=args.engine, precision=args.precision, threads=args.threads)
-    for option in ("engine", "precision"):
-        if getattr(args, option) is not None:
-            what = f"--{option} {getattr(args, option)}"
-            raise ConfigError(f"{what}: checkpoints run in PyTorch, in float32; export it, or leave the option out")
-    import torch
-
-    from kvarts.torch_engine import Torch
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    return Recognizer(Torch.load(args.model, args.device or "auto"), args.threads)
-
-
 @dataclass(frozen=True)
 class _End:
     """All pieces of a recording were given, or it cannot be read."""
@@ -535,6 +524,7 @@ def transcripts(
     model: str,
     *,
     separate: bool,
+    reject_below: float | None = None,
     on_progress: Callable[[int, float], None],
 ) -> Iterator[tuple[Recording, Transcript | AudioError]]:
     """The words of recordings, one after the other, each as soon as they are known; or why it cannot be read.
@@ -542,17 +532,21 @@ def transcripts(
     Args:
         model: its name, for the transcripts.
         separate: recognise each channel on its own.
+        reject_below: confidence of a whole recording from which on it is not rejected; None: none is. Needs a
+            recogniser with a calibration.
         on_progress: called again and again with the recordings that are finished, and the seconds of sound so far.
     """
-    from kvarts.recogniser import Timings, Word
+    from kvarts.recogniser import Timings, Word, joint_confidence
     from kvarts.writers import Transcript
 
     words: dict[int, list[Word]] = {}
+    confidences: list[float | None] = []  # of the pieces so far
     seconds = [0.0] * 4
     finished, finished_s, heard_s = 0, 0.0, 0.0
     sources = (_read(recording, separate) for recording in recordings)
     for event, result in recognizer.transcribe_sources(sources):
         if isinstance(event, _End):
+            confidence = joint_confidence(confidences)
             yield (
                 event.recording,
                 event.error
@@ -564,13 +558,17 @@ def transcripts(
                     timings=Timings(*seconds),
                     channels=tuple(tuple(words.get(channel, ())) for channel in range(event.channels)),
                     separate=separate,
+                    confidence=confidence,
+                    rejected=None if confidence is None or reject_below is None else confidence < reject_below,
                 ),
             )
             words = {}
+            confidences = []
             seconds = [0.0] * 4
             finished, finished_s, heard_s = finished + 1, finished_s + event.duration_s, 0.0
         elif result is not None:
             words.setdefault(event, []).extend(result.words)
+            confidences.append(result.confidence)
             heard_s = max(heard_s, result.end_s)
             seconds = [sum(pair) for pair in zip(seconds, astuple(result.timings), strict=True)]
         on_progress(finished, finished_s + heard_s)

@@ -29,6 +29,9 @@ class Transcript:
         model, engine: what recognised it, in words.
         channels: the words of each channel; where they were mixed there is one.
         separate: whether the channels were recognised each on its own, so that a reader wants to know which it was.
+        confidence: the probability that all of it is right, in all channels; None without a calibration.
+        rejected: whether that is too low to be believed; None where nobody set a threshold. Only JSON tells what was
+            rejected, the other formats are then as if nothing had been said.
     """
 
     file: str
@@ -38,6 +41,8 @@ class Transcript:
     timings: Timings
     channels: tuple[tuple[Word, ...], ...]
     separate: bool
+    confidence: float | None = None
+    rejected: bool | None = None
 
     @property
     def text(self) -> str:
@@ -49,6 +54,11 @@ class Transcript:
         """Each channel's number, from 1, and words; None for the number of mixed channels."""
         for number, words in enumerate(self.channels, start=1):
             yield number if self.separate else None, words
+
+    @property
+    def believed(self) -> Iterator[tuple[int | None, tuple[Word, ...]]]:
+        """As `numbered`, without the words of what was rejected."""
+        return ((number, () if self.rejected else words) for number, words in self.numbered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Cue:
 
 def text_lines(transcript: Transcript) -> list[str]:
     """The text in one line; of separate channels a line each, which begins with the channel."""
-    return [_label(number) + text_of(words) for number, words in transcript.numbered]
+    return [_label(number) + text_of(words) for number, words in transcript.believed]
 
 
 def cues(transcript: Transcript, word_timestamps: bool) -> list[Cue]:
@@ -78,7 +88,7 @@ def cues(transcript: Transcript, word_timestamps: bool) -> list[Cue]:
     the next one of its channel and the end of the recording let it.
     """
     found = []
-    for number, words in transcript.numbered:
+    for number, words in transcript.believed:
         if word_timestamps:
             found += [Cue(word.start_s, word.end_s, number, (word,)) for word in words]
             continue
@@ -180,6 +190,10 @@ def _fields(transcript: Transcript, word_timestamps: bool) -> Iterator[tuple[str
     """Names and values of an object; the words are an iterator."""
     yield "file", transcript.file
     yield "text", transcript.text
+    if transcript.confidence is not None:
+        yield "confidence", round(transcript.confidence, 4)
+    if transcript.rejected is not None:
+        yield "rejected", transcript.rejected
     yield "duration_s", round(transcript.duration_s, 3)
     if transcript.separate:
         yield "channels", [{"channel": number, "text": text_of(words)} for number, words in transcript.numbered]

@@ -1,0 +1,299 @@
+"""Decoders on the same log-probabilities: Kvarts beside pyctcdecode and flashlight-text used plainly.
+
+    python benchmarks/decode.py --model M --manifest MANIFEST --lm ARPA [--hotwords FILE]
+                                [--grammar FILE --commands MANIFEST] [--others PYTHON]
+                                [--beam 100] [--rounds 5] [--json FILE] [--plot FILE]
+
+PYTHON is the interpreter of an environment of their own, for pyctcdecode needs NumPy below 2:
+
+    python3 -m venv others
+    others/bin/pip install 'numpy<2' pyctcdecode kenlm flashlight-text
+
+The network runs once. Then the decoders take turns, each in one thread, on all utterances one by one; times are medians
+of the rounds, ratios medians of the ratios within rounds, above 1: Kvarts is faster. All search with the same beam, the
+same width (10), the same least log-probability (-5) and the weights of `kvarts lm tune`. What pyctcdecode adds for an
+unknown word is a logarithm to base 10 and weighed by its alpha; it gets the one that comes to the same. With
+--others-weights ALPHA BETA OFFSET it has its own. flashlight-text gives no word outside its lexicon, as `--closed`
+does. Hot words weigh 5 here and there.
+
+WER is that of MANIFEST; recall and false finds of hot words are counted by `kvarts.hotword_metrics`. Commands are those
+texts of the second manifest that are phrases of the grammar; what a grammar adds to the network's time for a command is
+given for 3 s of sound. Do not tune on the set that is shown here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kvarts.alphabet import ALPHABET, foreign_characters
+from kvarts.arpa import read_arpa
+from kvarts.decoding import greedy_words
+from kvarts.error_counts import ErrorCounts, char_errors, word_errors
+from kvarts.evaluate import manifest_log_probs
+from kvarts.frames import encoded_frames_of_duration
+from kvarts.grammar import Grammar
+from kvarts.grammar_metrics import GrammarEvaluation, outcome, score
+from kvarts.grammar_search import GrammarSearch
+from kvarts.hotword_metrics import HotwordCounts, hotword_counts
+from kvarts.hotwords import read_hotwords
+from kvarts.manifest import read_manifest
+from kvarts.recogniser import Recognizer
+from kvarts.recogniser_options import read_weights
+from kvarts.search import BeamSearch
+
+WIDTH, LEAST_LOG_PROB, HOTWORD_WEIGHT = 10.0, -5.0, 5.0
+COMMAND_S = 3.0
+# Who is compared with whom.
+RIVALS = {
+    "beam": "pyctcdecode beam",
+    "beam + LM": "pyctcdecode beam + LM",
+    "beam + LM + hot words": "pyctcdecode beam + LM + hot words",
+    "closed beam + LM": "flashlight-text lexicon + LM",
+}
+
+
+class Others:
+    """decode_others.py in its own interpreter."""
+
+    def __init__(self, python: str, job: Path) -> None:
+        script = Path(__file__).with_name("decode_others.py")
+        self._process = subprocess.Popen(
+            [python, str(script), str(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, name: str) -> tuple[float, list[str]]:
+        """Seconds and texts."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{name} failed; what it said stands above")
+        found = json.loads(answer)
+        return found["seconds"], found["texts"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def log_probs_of(recognizer: Recognizer, path: Path) -> tuple[list, list]:
+    """Utterances of a manifest and their log-probabilities (time, 34)."""
+    utterances = read_manifest(path)
+    found = {}
+    for batch in manifest_log_probs(recognizer, utterances, name=path.parent.name):
+        found.update(batch)
+    return utterances, [found[index] for index in range(len(utterances))]
+
+
+def ours(args: argparse.Namespace) -> dict[str, Callable]:
+    """The decoders of Kvarts, by name."""
+    options = {"beam": args.beam, "width": WIDTH, "least_log_prob": LEAST_LOG_PROB}
+    with_model = {"language_model": read_arpa(args.lm), "weights": read_weights(args.lm)}
+    systems = {
+        "greedy": greedy_words,
+        "beam": BeamSearch(**options),
+        "beam + LM": BeamSearch(**options, **with_model),
+        "closed beam + LM": BeamSearch(**options, **with_model, is_closed=True),
+    }
+    if args.hotwords is not None:
+        hot = read_hotwords(args.hotwords, HOTWORD_WEIGHT)
+        systems["beam + hot words"] = BeamSearch(**options, hotwords=hot)
+        systems["beam + LM + hot words"] = BeamSearch(**options, **with_model, hotwords=hot)
+    return systems
+
+
+def write_job(args: argparse.Namespace, folder: Path, sounds: list) -> Path:
+    """What decode_others.py needs."""
+    np.savez(folder / "log_probs.npz", **{str(number): sound for number, sound in enumerate(sounds)})
+    weights = read_weights(args.lm)
+    offset = weights.unknown_penalty / max(weights.lm_weight, 1e-6) / math.log(10)
+    alpha, beta, offset = args.others_weights or (weights.lm_weight, weights.word_bonus, offset)
+    job = {
+        "log_probs": str(folder / "log_probs.npz"),
+        "alphabet": list(ALPHABET),
+        "arpa": str(args.lm),
+        "unigrams": [word for word in read_arpa(args.lm).words[3:] if not foreign_characters(word)],
+        "alpha": alpha,
+        "beta": beta,
+        "unk_score_offset": offset,
+        "beam": args.beam,
+        "width": WIDTH,
+        "least_log_prob": LEAST_LOG_PROB,
+        "hotwords": [] if args.hotwords is None else sorted(read_hotwords(args.hotwords).phrases),
+        "hotword_weight": HOTWORD_WEIGHT,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    return path
+
+
+def turns(args: argparse.Namespace, sounds: list) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+    """Seconds of every round and the texts, by system."""
+    systems = ours(args)
+    seconds: dict[str, list[float]] = {}
+    texts: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        others = None if args.others is None else Others(args.others, write_job(args, Path(folder), sounds))
+        rivals = [] if others is None else [rival for name, rival in RIVALS.items() if name in systems]
+        for number in range(args.rounds + 1):  # the first warms up
+            print(f"\rround {number} of {args.rounds}", end="", file=sys.stderr, flush=True)
+            for name, decoder in systems.items():
+                started_s = time.perf_counter()
+                found = [decoder(sound) for sound in sounds]
+                seconds.setdefault(name, []).append(time.perf_counter() - started_s)
+                texts[name] = [" ".join(word.text for word in words) for words in found]
+            for name in rivals:
+                taken_s, texts[name] = others.run(name)
+                seconds.setdefault(name, []).append(taken_s)
+        if others is not None:
+            others.close()
+    print(file=sys.stderr)
+    return {name: of_name[1:] for name, of_name in seconds.items()}, texts
+
+
+def commands(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, object]:
+    """What the grammar finds, and how long a search for 3 s takes."""
+    search = GrammarSearch(Grammar.load(args.grammar))
+    utterances, sounds = log_probs_of(recognizer, args.commands)
+    found = [
+        outcome(search, utterance.text, utterance.duration_s, sound)
+        for utterance, sound in zip(utterances, sounds, strict=True)
+    ]
+    evaluation: GrammarEvaluation = score(found, search.unknown_penalty, name="grammar")
+    frames = encoded_frames_of_duration(COMMAND_S)
+    long_enough = [sound[:frames] for sound in sounds if len(sound) >= frames] or [np.resize(sounds[0], (frames, 34))]
+    times_ms = []
+    for _ in range(args.rounds):
+        for sound in long_enough[:50]:
+            started_s = time.perf_counter()
+            search.best(sound)
+            times_ms.append(1e3 * (time.perf_counter() - started_s))
+    return {
+        **evaluation.as_json(),
+        "states": len(search.grammar.graph.label),
+        "added_ms_p50": statistics.median(times_ms),
+        "added_ms_p95": float(np.percentile(times_ms, 95)),
+    }
+
+
+def result_of(args: argparse.Namespace) -> dict[str, object]:
+    """All figures."""
+    recognizer = Recognizer.load(args.model)
+    utterances, sounds = log_probs_of(recognizer, args.manifest)
+    references = [utterance.text for utterance in utterances]
+    audio_s = sum(utterance.duration_s for utterance in utterances)
+    seconds, texts = turns(args, sounds)
+    phrases = [] if args.hotwords is None else list(read_hotwords(args.hotwords).phrases)
+    rows = {}
+    for name, of_name in seconds.items():
+        median_s = statistics.median(of_name)
+        hypotheses = list(zip(references, texts[name], strict=True))
+        row = {
+            "utterances_per_s": len(utterances) / median_s,
+            "rtfx": audio_s / median_s,
+            "wer": sum((word_errors(*pair) for pair in hypotheses), ErrorCounts()).rate,
+            "cer": sum((char_errors(*pair) for pair in hypotheses), ErrorCounts()).rate,
+        }
+        if phrases:
+            counts = sum((hotword_counts(phrases, *pair) for pair in hypotheses), HotwordCounts())
+            row["hotwords"] = counts.as_json()
+        rows[name] = row
+    ratios = {
+        name: statistics.median(theirs / own for own, theirs in zip(seconds[name], seconds[rival], strict=True))
+        for name, rival in RIVALS.items()
+        if name in seconds and rival in seconds
+    }
+    result = {"beam": args.beam, "utterances": len(utterances), "audio_s": audio_s, "systems": rows, "ratios": ratios}
+    if args.grammar is not None:
+        result["grammar"] = commands(args, recognizer)
+    return result
+
+
+def show(result: dict) -> None:
+    """The table."""
+    has_hot = any("hotwords" in row for row in result["systems"].values())
+    hot = f"{'hot %':>8}{'false':>7}{'WER else':>10}" if has_hot else ""
+    print(f"{'':36}{'utt/s':>9}{'RTFx':>9}{'WER %':>8}{'CER %':>8}{hot}")
+    for name, row in result["systems"].items():
+        line = f"{name:36}{row['utterances_per_s']:9.0f}{row['rtfx']:9.0f}"
+        line += f"{100 * row['wer']:8.2f}{100 * row['cer']:8.2f}"
+        if has_hot:
+            counts = row["hotwords"]
+            recall = math.nan if counts["recall"] is None else 100 * counts["recall"]
+            line += f"{recall:8.1f}{counts['false']:7d}{100 * counts['wer_elsewhere']:10.2f}"
+        print(line)
+    for name, ratio in result["ratios"].items():
+        print(f"{name}: {ratio:.1f} times as fast as {RIVALS[name]}")
+    if "grammar" in result:
+        found = result["grammar"]
+        print(
+            f"grammar of {found['states']} states: a command of {COMMAND_S:g} s takes {found['added_ms_p50']:.2f} ms "
+            f"(95 %: {found['added_ms_p95']:.2f}); {found['exact']} of {found['commands']} commands exact, "
+            f"{found['false_accepts']} false accepts in {found['outside_s'] / 60:.1f} minutes of other speech"
+        )
+
+
+def draw(result: dict, path: Path) -> None:
+    """Speed against WER."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for name, row in result["systems"].items():
+        is_rival = name in RIVALS.values()
+        axes.scatter(row["utterances_per_s"], 100 * row["wer"], color="tab:gray" if is_rival else "tab:blue", zorder=2)
+        axes.annotate(name, (row["utterances_per_s"], 100 * row["wer"]), (5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"utterances of {result['audio_s'] / result['utterances']:.1f} s decoded in a second, one thread")
+    axes.set_ylabel("WER, %")
+    axes.margins(x=0.2, y=0.1)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--lm", type=Path, required=True)
+    parser.add_argument("--hotwords", type=Path)
+    parser.add_argument("--grammar", type=Path)
+    parser.add_argument("--commands", type=Path)
+    parser.add_argument("--others", metavar="PYTHON")
+    parser.add_argument("--others-weights", metavar=("ALPHA", "BETA", "OFFSET"), type=float, nargs=3)
+    parser.add_argument("--beam", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    if (args.grammar is None) != (args.commands is None):
+        parser.error("--grammar and --commands go together")
+    result = result_of(args)
+    show(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        draw(result, args.plot)
+
+
+if __name__ == "__main__":
+    main()

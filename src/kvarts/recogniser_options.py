@@ -1,0 +1,231 @@
+"""The recogniser that a command line asks for: which model, in which engine, with which decoder and calibration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvarts.errors import ConfigError, LanguageModelError
+
+if TYPE_CHECKING:
+    from kvarts.decoding import Decoder
+    from kvarts.recogniser import Recognizer
+    from kvarts.search import BeamSearch, Weights
+
+
+def weights_path(language_model: Path) -> Path:
+    """Where `kvarts lm tune` leaves the weights of a language model: beside it, with «.json» behind its name."""
+    return language_model.with_name(f"{language_model.name}.json")
+
+
+def read_weights(language_model: Path) -> Weights:
+    """The weights that were tuned for a language model; the defaults where none were.
+
+    Raises:
+        LanguageModelError: the file of the weights is damaged.
+    """
+    from kvarts.search import Weights
+
+    path = weights_path(language_model)
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Weights()
+    except OSError as error:
+        raise LanguageModelError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    except ValueError:
+        content = None
+    found = [content.get(field.name) for field in fields(Weights)] if isinstance(content, dict) else []
+    if not found or not all(type(value) in (int, float) for value in found):
+        raise LanguageModelError(f"{path} is damaged: delete it, or run `kvarts lm tune` again")
+    return Weights(*(float(value) for value in found if value is not None))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """--model, and in which engine it is to run."""
+    parser.add_argument(
+        "--model",
+        "--checkpoint",
+        dest="model",
+        metavar="M",
+        type=Path,
+        required=required,
+        help="a folder that kvarts export wrote, or a .ckpt or .safetensors checkpoint (needs kvarts[train])",
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--engine", help="openvino or onnxruntime (default: the faster one that is installed)")
+    engine.add_argument("--precision", help="float32, bfloat16 or int8 (default: the fastest without noticeable loss)")
+    engine.add_argument("--threads", metavar="N", type=_positive_integer, help="default: all processors")
+    engine.add_argument("--device", help="for a checkpoint: cpu, cuda, cuda:1 …, or auto, the GPU if there is one")
+
+
+def _positive_integer(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a decoder; without any of them it is greedy."""
+    group = parser.add_argument_group("decoder (greedy, unless one of --beam, --lm, --hotwords, --vocabulary is given)")
+    group.add_argument("--beam", metavar="N", type=int, help="prefixes kept after a frame (default: 100)")
+    group.add_argument("--lm", metavar="ARPA", type=Path, help="language model of words, .arpa or .arpa.gz")
+    group.add_argument(
+        "--lm-weight", metavar="W", type=float, help="default: what kvarts lm tune found for this model, else 0.5"
+    )
+    group.add_argument("--word-bonus", metavar="B", type=float, help="added for each word; likewise, else 1")
+    group.add_argument(
+        "--unknown-penalty", metavar="P", type=float, help="of words it does not know, 0 or less; likewise, else -10"
+    )
+    group.add_argument(
+        "--hotwords",
+        metavar="FILE",
+        type=Path,
+        help="a word or phrase a line, after it a weight if you like; «кварц*» stands for all words that begin so",
+    )
+    group.add_argument("--hotword-weight", metavar="W", type=float, help="of those without their own (default: 5)")
+    group.add_argument("--vocabulary", metavar="FILE", type=Path, help="words that it knows beside those of --lm")
+    group.add_argument("--closed", action="store_true", help="give no other words than those of --lm and --vocabulary")
+
+
+def add_calibration_argument(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--calibration, in a group of its own."""
+    group = parser.add_argument_group("confidence")
+    group.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="that kvarts calibrate wrote for this model and decoder: confidences are then probabilities, and json and "
+        "jsonl say how sure it is that all of a recording is right",
+    )
+    return group
+
+
+def recogniser_of(args: argparse.Namespace, decoder: Decoder | None = None) -> Recognizer:
+    """The recogniser that the options ask for.
+
+    Args:
+        args: with the options of `add_model_arguments`, and with those of a decoder and a calibration or without them.
+        decoder: instead of that of the options.
+
+    Raises:
+        ConfigError: options that do not go together, or impossible values.
+        KvartsError: a file that an option names cannot be used.
+    """
+    from kvarts.decoding import greedy_words
+    from kvarts.recogniser import Recognizer
+
+    if decoder is None:
+        decoder = decoder_of(args) if hasattr(args, "lm") else greedy_words
+    calibration = None
+    if getattr(args, "calibration", None) is not None:
+        from kvarts.confidence import Calibration
+
+        calibration = Calibration.load(args.calibration)
+    is_checkpoint = args.model.suffix in (".ckpt", ".safetensors") and not args.model.is_dir()
+    if not is_checkpoint:
+        if args.device is not None:
+            raise ConfigError(f"--device {args.device}: exported models run on the processor; name a checkpoint")
+        return Recognizer.load(
+            args.model,
+            engine=args.engine,
+            precision=args.precision,
+            threads=args.threads,
+            decoder=decoder,
+            calibration=calibration,
+        )
+    for option in ("engine", "precision"):
+        if getattr(args, option) is not None:
+            what = f"--{option} {getattr(args, option)}"
+            raise ConfigError(f"{what}: checkpoints run in PyTorch, in float32; export it, or leave the option out")
+    import torch
+
+    from kvarts.torch_engine import Torch
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    recognizer = Recognizer(Torch.load(args.model, args.device or "auto"), args.threads, decoder, calibration)
+    if calibration is not None:
+        from kvarts.confidence import model_identity
+
+        calibration.check(recognizer.decoder, model_identity(args.model))
+    return recognizer
+
+
+def decoder_of(args: argparse.Namespace) -> Decoder:
+    """The decoder that the options ask for.
+
+    Raises:
+        ConfigError: options that do not go together, or impossible values.
+        LanguageModelError, HotwordError: a file cannot be used.
+    """
+    from kvarts.decoding import greedy_words
+
+    wanted = (args.beam, args.lm, args.hotwords, args.vocabulary)
+    for option, needed, given in (
+        ("--lm-weight", "--lm", args.lm),
+        ("--word-bonus", "--lm", args.lm),
+        ("--unknown-penalty", "--lm or --vocabulary", args.lm or args.vocabulary),
+        ("--hotword-weight", "--hotwords", args.hotwords),
+        ("--closed", "--lm or --vocabulary", args.lm or args.vocabulary),
+    ):
+        value = getattr(args, option[2:].replace("-", "_"))
+        if value not in (None, False) and given is None:
+            raise ConfigError(f"{option} goes with {needed}")
+    if all(value is None for value in wanted):
+        return greedy_words
+    return beam_search_of(args)
+
+
+def beam_search_of(args: argparse.Namespace) -> BeamSearch:
+    """The beam search of the options; weights that they do not give are those that were tuned for the language model.
+
+    Raises:
+        KvartsError: see `decoder_of`.
+    """
+    from kvarts.arpa import read_arpa
+    from kvarts.hotwords import DEFAULT_WEIGHT, read_hotwords
+    from kvarts.search import DEFAULT_BEAM, BeamSearch, Weights
+
+    weights = Weights() if args.lm is None else read_weights(args.lm)
+    given = {field.name: getattr(args, field.name) for field in fields(Weights)}
+    weights = replace(weights, **{name: value for name, value in given.items() if value is not None})
+    hotword_weight = DEFAULT_WEIGHT if args.hotword_weight is None else args.hotword_weight
+    return BeamSearch(
+        language_model=None if args.lm is None else read_arpa(args.lm),
+        hotwords=None if args.hotwords is None else read_hotwords(args.hotwords, hotword_weight),
+        vocabulary=() if args.vocabulary is None else read_vocabulary(args.vocabulary),
+        is_closed=args.closed,
+        beam=DEFAULT_BEAM if args.beam is None else args.beam,
+        weights=weights,
+    )
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """The words of a text, normalised.
+
+    Raises:
+        ConfigError: the file cannot be read, has no word, or a word with letters outside the alphabet.
+    """
+    from kvarts.alphabet import foreign_characters
+    from kvarts.text import normalise
+
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no UTF-8 text: save it as UTF-8") from None
+    words: dict[str, None] = {}
+    for number, line in enumerate(lines, start=1):
+        for word in normalise(line).split():
+            if foreign_characters(word):
+                raise ConfigError(f"{path}:{number}: {word!r} has letters outside the alphabet: spell it in Russian")
+            words[word] = None
+    if not words:
+        raise ConfigError(f"{path} has no words: write one a line")
+    return list(words)
