@@ -15,9 +15,10 @@ sound before them, as far back as the last one's end, but no more than `lead_s`.
 encoded.
 
 **Where it ends.** By level: no frame was speech for `silence_s`. By the network, in noise that the gate takes for
-speech: no word ends within the last 1.5 · `silence_s`; that is looked at in partial results at least every 1.5 s or so,
-which are never left out. The cut lies half of `silence_s` back, so that either side keeps silence beside its speech.
-By length: what goes on for 30 s is cut where `kvarts.cutting` would cut it, at the best pause between 15 s and 30 s.
+speech: no word ends within the last 1.5 · `silence_s`. Partial results are asked for that every 6 s, or every 1.5 s
+where the sound has become fainter, and those are never left out. The cut lies half of `silence_s` back, so that either
+side keeps silence beside its speech. By length: what goes on for 30 s is cut where `kvarts.cutting` would cut it, at
+the best pause between 15 s and 30 s.
 
 **What is stable.** See `Partial`.
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -53,9 +54,19 @@ _LONGEST = round(LONGEST_PIECE_S / _FRAME_S)
 _BEGINS = 2  # frames of speech one after the other; a click is shorter
 _BLOCK = 5  # 0.2 s
 _REMEMBERED = 50  # blocks, 10 s; a floor that rises is known for one after that time
-_CHECK = 38  # 1.5 s: partial results that may end an utterance are at least so far apart
-_EDGE = 25  # 1 s at the beginning of a window, where the network lacks what was before
+# Partial results that may end an utterance cannot be left out by who is behind. They are at least 6 s apart, and 1.5 s
+# where all of a pause's length stayed 10 dB below the utterance's loudest frame: one does not speak so, noise does.
+_CHECK = 38
+_CHECK_SELDOM = 150
+_FALLEN = 0.1
 _LEVELLED = 250  # 10 s, at a time
+
+# Of many streams: the share of the time in which they hear that partial results may take, the credit that they may save
+# up, in seconds of that time, and the speed that is taken for the machine's before anything was measured.
+_BUSY = 0.8
+_SAVED_S = 1.0
+_FIRST_SPEED = 100.0
+_FORGETS = 0.95  # of what was measured, at a time
 
 # Powers, as in `kvarts.cutting`.
 _DIGITAL_SILENCE = 1e-9
@@ -76,10 +87,6 @@ class StreamSettings:
         partial_s: partial results are no closer together, 0.04 to 30.
         growth: nor closer than this share of the sound encoded for the last one, 0 to 10. So partial results cost
             about 1 / growth + 1 times the sound, however long an utterance is: 9.3 times with 0.12.
-        window_s: partial results encode so much of the end of an utterance, 3 to 30; words before stay as they were.
-            30 encodes all of it. With a network that was hardly trained (WER 86 %) 30, 6 and 4 gave 1.85, 1.96 and 2.27
-            unstable words for each final one, at a cost of 8.9, 8.6 and 8.6 times the sound: a window saves nothing
-            here, but partial results of long utterances come more often.
         stable_partials: a word is stable when that many partial results in a row agree up to it, at least 1;
         stable_s: and it ends so long before the end of what was heard, 0 to 30.
         lead_s: sound kept before an utterance, 0.2 to 1.9.
@@ -91,7 +98,6 @@ class StreamSettings:
     silence_s: float = 0.8
     partial_s: float = 0.2
     growth: float = 0.12
-    window_s: float = 30.0
     stable_partials: int = 2
     stable_s: float = 1.0
     lead_s: float = 1.5
@@ -101,7 +107,6 @@ class StreamSettings:
             "silence_s": (0.2, 2.0),
             "partial_s": (0.04, LONGEST_PIECE_S),
             "growth": (0.0, 10.0),
-            "window_s": (3.0, LONGEST_PIECE_S),
             "stable_partials": (1, 1000),
             "stable_s": (0.0, LONGEST_PIECE_S),
             # Below the 2 s of silence that cutting.py would leave out.
@@ -211,6 +216,9 @@ class Stream:
         self._opened = 0  # frames when speech was known
         self._next = 0  # frames of the next partial result
         self._checked = 0  # frames of the last check
+        self._served = 0  # frames when the network last heard something
+        self._peaks: deque[float] = deque(maxlen=round(_NETWORK_SILENCE * self._silence))
+        self._loudest = 0.0  # peak of a frame since the utterance began
 
         self._forget_partials()
 
@@ -281,6 +289,7 @@ class Stream:
         request = self._request
         assert request is not None
         self._request = None
+        self._served = self._frames
         self.encoded_s += sum(result.end_s - result.start_s for result in results)
         self.timings = Timings(
             *map(sum, zip(*map(astuple, [self.timings, *(r.timings for r in results)]), strict=True))
@@ -297,6 +306,16 @@ class Stream:
                 self._end_utterance(self._frames - self._silence // 2)
                 self._open = False
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether what is due is a partial result, that may come later or not at all."""
+        return self._request is not None and self._request.kind == "partial"
+
+    @property
+    def waited_s(self) -> float:
+        """Sound since the utterance began or the network last heard some of it."""
+        return (self._frames - self._served) * _FRAME_S
+
     def taken(self) -> list[Event]:
         """The events since it was last asked, in order."""
         events, self._events = self._events, []
@@ -311,10 +330,12 @@ class Stream:
         self._speech = self._speech + 1 if is_speech else 0
         self._quiet = 0 if is_speech else self._quiet + 1
         self._may_hold_speech |= is_speech
+        self._peaks.append(peak)
+        self._loudest = max(self._loudest, peak) if self._open else peak
         if not self._open:
             if self._speech >= _BEGINS:
                 self._open = True
-                self._opened = self._checked = self._frames
+                self._opened = self._checked = self._served = self._frames
                 self._next = self._frames + _frames(self.settings.partial_s)
             else:
                 self._drop(max(self._begin, self._frames - _frames(self.settings.lead_s)))
@@ -335,15 +356,15 @@ class Stream:
             self._threshold = max(_DIGITAL_SILENCE, _STANDS_OUT * floor, _WEAK * loudest)
 
     def _ask_for_partial(self) -> None:
-        is_check = self._frames - self._checked >= _CHECK
-        # Words before the last check's end, but for its own edge, are those that it gave.
-        start = min(self._frames - _frames(self.settings.window_s), self._checked - 2 * _EDGE)
-        start = max(self._begin, start)
-        waveform = self._waveform(start, self._frames)
-        self._request = _Request("check" if is_check else "partial", start * _FRAME, waveform, self._frames * _FRAME)
+        has_fallen = max(self._peaks) < _FALLEN * self._loudest
+        is_check = self._frames - self._checked >= (_CHECK if has_fallen else _CHECK_SELDOM)
+        waveform = self._waveform(self._begin, self._frames)
+        self._request = _Request(
+            "check" if is_check else "partial", self._begin * _FRAME, waveform, self._frames * _FRAME
+        )
         if is_check:
             self._checked = self._frames
-        grown = round(self.settings.growth * (self._frames - start))
+        grown = round(self.settings.growth * (self._frames - self._begin))
         self._next = self._frames + max(_frames(self.settings.partial_s), grown)
 
     def _cut(self) -> None:
@@ -385,9 +406,6 @@ class Stream:
         self._forget_partials()
 
     def _give_partial(self, request: _Request, words: tuple[Word, ...]) -> None:
-        if request.start > self._begin * _FRAME:
-            edge_s = request.start / SAMPLE_RATE + _EDGE * _FRAME_S
-            words = _continued([word for word in self._words if word.start_s < edge_s], words, edge_s)
         count = len(self._stable)
         if _texts(words[:count]) != _texts(self._stable):
             words = _continued(self._stable, words)
@@ -420,11 +438,16 @@ class Stream:
         self._begin = begin
 
 
+_Due = tuple[Stream, list[Piece]]
+
+
 class Streams:
     """Many streams whose sound goes through the network together. Not for several threads at once.
 
-    It holds no clock and no queue: a caller that is behind gives the sound that has come meanwhile in one chunk, and
-    partial results that this overtakes are left out.
+    It holds no clock and no queue: a caller that is behind gives the sound that has come meanwhile in one chunk.
+    Partial results take what time final ones leave: as much sound goes through the network for them as it could hear,
+    at the speed that it had so far, while the streams hear what they are given. Who has waited longest comes first;
+    what newer sound overtakes meanwhile is left out. Final results never are, nor do they depend on any of this.
 
     Example:
         >>> streams = Streams(recognizer)  # doctest: +SKIP
@@ -437,6 +460,8 @@ class Streams:
         self._recognizer = recognizer
         self._settings = settings or StreamSettings()
         self._streams: dict[Hashable, Stream] = {}
+        self._heard_s = self._worked_s = 0.0  # sound that went through the network, and how long that took, lately
+        self._credit_s = 0.0  # sound that may go through it for partial results
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -473,14 +498,46 @@ class Streams:
             named[name].offer(samples)
         for name in set(closing):
             self._streams.pop(name).end()
-        serve(self._recognizer, named.values())
+        longest = max((len(samples) for samples in sounds.values()), default=0)
+        speed = self._heard_s / self._worked_s if self._worked_s else _FIRST_SPEED
+        self._credit_s += _BUSY * speed * longest / SAMPLE_RATE
+        self._credit_s = min(self._credit_s, _BUSY * speed * _SAVED_S)
+        heard_s, worked_s = _spent(named.values())
+        serve(self._recognizer, named.values(), self._admit)
+        heard_now_s, worked_now_s = _spent(named.values())
+        self._heard_s = _FORGETS * self._heard_s + heard_now_s - heard_s
+        self._worked_s = _FORGETS * self._worked_s + worked_now_s - worked_s
         return {name: stream.taken() for name, stream in named.items()}
 
+    def _admit(self, due: list[_Due]) -> list[_Due]:
+        """Of what is due in the streams, what goes through the network now."""
+        admitted = [one for one in due if not one[0].is_patient]
+        self._credit_s -= sum(map(_sound_s, admitted))
+        for one in sorted((one for one in due if one[0].is_patient), key=lambda one: -one[0].waited_s):
+            if self._credit_s <= 0:
+                break
+            self._credit_s -= _sound_s(one)
+            admitted.append(one)
+        return admitted
 
-def serve(recognizer: Recognizer, streams: Iterable[Stream]) -> None:
-    """Runs what is due in some streams through the network, together, until nothing is."""
+
+def _spent(streams: Collection[Stream]) -> tuple[float, float]:
+    """Seconds of sound that the network heard for some streams, and seconds that it took."""
+    return sum(stream.encoded_s for stream in streams), sum(stream.timings.total_s for stream in streams)
+
+
+def _sound_s(due: _Due) -> float:
+    return sum(len(piece.waveform) for piece in due[1]) / SAMPLE_RATE
+
+
+def serve(
+    recognizer: Recognizer,
+    streams: Iterable[Stream],
+    admit: Callable[[list[_Due]], list[_Due]] = lambda due: due,
+) -> None:
+    """Runs what is due in some streams through the network, together, until nothing is or nothing is admitted."""
     waiting = list(streams)
-    while due := [(stream, pieces) for stream in waiting if (pieces := stream.due())]:
+    while due := admit([(stream, pieces) for stream in waiting if (pieces := stream.due())]):
         results = recognizer.transcribe_pieces(piece for _, pieces in due for piece in pieces)
         for stream, pieces in due:
             stream.take([next(results) for _ in pieces])
@@ -517,7 +574,7 @@ def _texts(words: Iterable[Word]) -> list[str]:
     return [word.text for word in words]
 
 
-def _continued(first: Sequence[Word], words: Sequence[Word], from_s: float = 0.0) -> tuple[Word, ...]:
-    """First some words, then those of the others whose middle lies behind both them and a time."""
-    from_s = max([from_s, *(word.end_s for word in first)])
+def _continued(first: Sequence[Word], words: Sequence[Word]) -> tuple[Word, ...]:
+    """First some words, then those of the others whose middle lies behind them."""
+    from_s = max((word.end_s for word in first), default=0.0)
     return (*first, *(word for word in words if word.start_s + word.end_s > 2 * from_s))
