@@ -686,7 +686,7 @@ class _Deaf:
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvarts.recogniser import Recognizer
 
-    monkeypatch.setattr(Recognizer, "load", classmethod(lambda cls, path: cls(_Deaf(), 1)))
+    monkeypatch.setattr(Recognizer, "load", classmethod(lambda cls, path, **options: cls(_Deaf(), 1)))
 
 
 def write_wave(path: Path) -> None:

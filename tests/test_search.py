@@ -95,7 +95,7 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
             extra += lm_weight * language_model.sentence(words) + word_bonus * len(words)
         expected[text] = (score, extra)
     best = sorted(expected, key=lambda text: -sum(expected[text]))
-    found = decoder.paths(log_probs, 7)
+    found = decoder.hypotheses(log_probs, 7)
     assert [path.text for path in found] == best[:7]
     for path in found:
         assert (path.sound, path.words) == pytest.approx(expected[path.text], abs=1e-4)
@@ -125,8 +125,8 @@ def test_c_and_python_find_the_same(model, seed, frames, beam, width, least, is_
         "width": width,
         "least_log_prob": least,
     }
-    in_c = BeamSearch(**options, is_compiled=True).paths(log_probs, 5)
-    in_python = BeamSearch(**options, is_compiled=False).paths(log_probs, 5)
+    in_c = BeamSearch(**options, is_compiled=True).hypotheses(log_probs, 5)
+    in_python = BeamSearch(**options, is_compiled=False).hypotheses(log_probs, 5)
     assert [path.labels for path in in_c] == [path.labels for path in in_python]
     for one, other in zip(in_c, in_python, strict=True):
         assert (one.sound, one.words) == pytest.approx((other.sound, other.words), abs=1e-4)
@@ -284,9 +284,9 @@ def test_other_weights_are_as_if_made_with_them(model, is_compiled):
     log_probs = sound(np.random.default_rng(7), 9)
     weights = Weights(3.0, -1.0, -0.5)
     once = BeamSearch(language_model=model, is_compiled=is_compiled)
-    before = once.paths(log_probs, 3)
-    assert once.weighing(weights).paths(log_probs, 3) == BeamSearch(
+    before = once.hypotheses(log_probs, 3)
+    assert once.weighing(weights).hypotheses(log_probs, 3) == BeamSearch(
         language_model=model, weights=weights, is_compiled=is_compiled
-    ).paths(log_probs, 3)
-    assert once.paths(log_probs, 3) == before
-    assert once.weighing(weights).paths(log_probs, 3) != before
+    ).hypotheses(log_probs, 3)
+    assert once.hypotheses(log_probs, 3) == before
+    assert once.weighing(weights).hypotheses(log_probs, 3) != before

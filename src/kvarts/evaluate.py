@@ -310,7 +310,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unknown-below",
         metavar="P",
         type=_positive_number,
-        help="a command whose score is lower than -P is [unk] (default: 1)",
+        help="a command whose score is lower than -P is [unk] (default: 2)",
     )
     grammar.add_argument(
         "--false-accepts-per-hour",

@@ -114,7 +114,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Path:
+class Hypothesis:
     """A text that was found.
 
     Attributes:
@@ -218,10 +218,10 @@ class BeamSearch:
 
     def __call__(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
         """The words of log_probs (time, 34), with their frames on the most probable way through them."""
-        best = self.paths(log_probs, 1)
+        best = self.hypotheses(log_probs, 1)
         return align_words(log_probs, best[0].labels, self._native) if best else []
 
-    def paths(self, log_probs: NDArray[np.float32], wanted: int) -> list[Path]:
+    def hypotheses(self, log_probs: NDArray[np.float32], wanted: int) -> list[Hypothesis]:
         """The best texts of log_probs (time, 34), best first, at most `wanted`.
 
         Raises:
@@ -229,8 +229,8 @@ class BeamSearch:
         """
         _check_shape(log_probs)
         if self._native is None or self._in_c is None:
-            return [Path(*found) for found in search_plain.beam_search(self.rules, log_probs, wanted)]
-        return self._in_c.paths(self._native, log_probs, wanted)
+            return [Hypothesis(*found) for found in search_plain.beam_search(self.rules, log_probs, wanted)]
+        return self._in_c.hypotheses(self._native, log_probs, wanted)
 
 
 def align_words(
@@ -354,8 +354,8 @@ class _InC:
         self._kept += whole
         return [_pointer(array) for array in whole]
 
-    def paths(self, native: ctypes.CDLL, log_probs: NDArray[np.float32], wanted: int) -> list[Path]:
-        """See `BeamSearch.paths`."""
+    def hypotheses(self, native: ctypes.CDLL, log_probs: NDArray[np.float32], wanted: int) -> list[Hypothesis]:
+        """See `BeamSearch.hypotheses`."""
         matrix = np.ascontiguousarray(log_probs, np.float32)
         labels = np.zeros((wanted, len(matrix)), np.int32)
         lengths = np.zeros(wanted, np.int64)
@@ -367,7 +367,7 @@ class _InC:
         if found < 0:
             raise MemoryError("the search found no memory: take a narrower beam")
         return [
-            Path(tuple(labels[row, : lengths[row]].tolist()), float(scores[row, 0]), float(scores[row, 1]))
+            Hypothesis(tuple(labels[row, : lengths[row]].tolist()), float(scores[row, 0]), float(scores[row, 1]))
             for row in range(found)
         ]
 

@@ -51,7 +51,7 @@ class _Prefix:
 
 
 def beam_search(rules: Rules, log_probs: NDArray[np.float32], wanted: int) -> list[_Found]:
-    """Of each text its labels and both parts of its score, see `kvarts.search.BeamSearch.paths`."""
+    """Of each text its labels and both parts of its score, see `kvarts.search.BeamSearch.hypotheses`."""
     root = _Prefix(None, -1, blank=0.0)
     if rules.language_model is not None:
         root.context = rules.language_model.begin()
