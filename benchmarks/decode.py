@@ -1,7 +1,7 @@
 """Decoders on the same log-probabilities: Kvarts beside pyctcdecode and flashlight-text used plainly.
 
     python benchmarks/decode.py --model M --manifest MANIFEST --lm ARPA [--hotwords FILE]
-                                [--grammar FILE --commands MANIFEST] [--others PYTHON]
+                                [--distractors MANIFEST] [--grammar FILE --commands MANIFEST] [--others PYTHON]
                                 [--beam 100] [--rounds 5] [--json FILE] [--plot FILE]
 
 PYTHON is the interpreter of an environment of their own, for pyctcdecode needs NumPy below 2:
@@ -16,7 +16,9 @@ unknown word is a logarithm to base 10 and weighed by its alpha; it gets the one
 --others-weights ALPHA BETA OFFSET it has its own. flashlight-text gives no word outside its lexicon, as `--closed`
 does. Hot words weigh 5 here and there.
 
-WER is that of MANIFEST; recall and false finds of hot words are counted by `kvarts.hotword_metrics`. Commands are those
+Without --hotwords, --distractors draws them: 40 words of MANIFEST of four letters and more that the language model does
+not know, and 160 such words of another manifest that do not occur in it. WER is that of MANIFEST; recall and false
+finds of hot words are counted by `kvarts.hotword_metrics`. Commands are those
 texts of the second manifest that are phrases of the grammar; what a grammar adds to the network's time for a command is
 given for 3 s of sound. Do not tune on the set that is shown here.
 """
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -46,11 +49,12 @@ from kvarts.grammar import Grammar
 from kvarts.grammar_metrics import GrammarEvaluation, outcome, score
 from kvarts.grammar_search import GrammarSearch
 from kvarts.hotword_metrics import HotwordCounts, hotword_counts
-from kvarts.hotwords import read_hotwords
+from kvarts.hotwords import Hotwords, hotwords, read_hotwords
 from kvarts.manifest import read_manifest
 from kvarts.recogniser import Recognizer
 from kvarts.recogniser_options import read_weights
 from kvarts.search import BeamSearch
+from kvarts.text import normalise
 
 WIDTH, LEAST_LOG_PROB, HOTWORD_WEIGHT = 10.0, -5.0, 5.0
 COMMAND_S = 3.0
@@ -61,6 +65,28 @@ RIVALS = {
     "beam + LM + hot words": "pyctcdecode beam + LM + hot words",
     "closed beam + LM": "flashlight-text lexicon + LM",
 }
+
+
+def hotwords_of(args: argparse.Namespace) -> Hotwords | None:
+    """The list that was given, or one that is drawn."""
+    if args.hotwords is not None:
+        return read_hotwords(args.hotwords, HOTWORD_WEIGHT)
+    if args.distractors is None:
+        return None
+    known = set(read_arpa(args.lm).words)
+    spoken, others = (
+        {
+            word
+            for utterance in read_manifest(path)
+            for word in normalise(utterance.text).split()
+            if word not in known and len(word) > 3 and not foreign_characters(word)
+        }
+        for path in (args.manifest, args.distractors)
+    )
+    draw = random.Random(0)
+    drawn = draw.sample(sorted(spoken), min(40, len(spoken)))
+    rest = sorted(others - spoken)
+    return hotwords(dict.fromkeys(drawn + draw.sample(rest, min(160, len(rest))), HOTWORD_WEIGHT))
 
 
 class Others:
@@ -100,7 +126,7 @@ def log_probs_of(recognizer: Recognizer, path: Path) -> tuple[list, list]:
     return utterances, [found[index] for index in range(len(utterances))]
 
 
-def ours(args: argparse.Namespace) -> dict[str, Callable]:
+def ours(args: argparse.Namespace, hot: Hotwords | None) -> dict[str, Callable]:
     """The decoders of Kvarts, by name."""
     options = {"beam": args.beam, "width": WIDTH, "least_log_prob": LEAST_LOG_PROB}
     with_model = {"language_model": read_arpa(args.lm), "weights": read_weights(args.lm)}
@@ -110,14 +136,13 @@ def ours(args: argparse.Namespace) -> dict[str, Callable]:
         "beam + LM": BeamSearch(**options, **with_model),
         "closed beam + LM": BeamSearch(**options, **with_model, is_closed=True),
     }
-    if args.hotwords is not None:
-        hot = read_hotwords(args.hotwords, HOTWORD_WEIGHT)
+    if hot is not None:
         systems["beam + hot words"] = BeamSearch(**options, hotwords=hot)
         systems["beam + LM + hot words"] = BeamSearch(**options, **with_model, hotwords=hot)
     return systems
 
 
-def write_job(args: argparse.Namespace, folder: Path, sounds: list) -> Path:
+def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotwords | None) -> Path:
     """What decode_others.py needs."""
     np.savez(folder / "log_probs.npz", **{str(number): sound for number, sound in enumerate(sounds)})
     weights = read_weights(args.lm)
@@ -134,7 +159,7 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list) -> Path:
         "beam": args.beam,
         "width": WIDTH,
         "least_log_prob": LEAST_LOG_PROB,
-        "hotwords": [] if args.hotwords is None else sorted(read_hotwords(args.hotwords).phrases),
+        "hotwords": [] if hot is None else sorted(hot.phrases),
         "hotword_weight": HOTWORD_WEIGHT,
     }
     path = folder / "job.json"
@@ -142,13 +167,15 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list) -> Path:
     return path
 
 
-def turns(args: argparse.Namespace, sounds: list) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+def turns(
+    args: argparse.Namespace, sounds: list, hot: Hotwords | None
+) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
     """Seconds of every round and the texts, by system."""
-    systems = ours(args)
+    systems = ours(args, hot)
     seconds: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        others = None if args.others is None else Others(args.others, write_job(args, Path(folder), sounds))
+        others = None if args.others is None else Others(args.others, write_job(args, Path(folder), sounds, hot))
         rivals = [] if others is None else [rival for name, rival in RIVALS.items() if name in systems]
         for number in range(args.rounds + 1):  # the first warms up
             print(f"\rround {number} of {args.rounds}", end="", file=sys.stderr, flush=True)
@@ -185,7 +212,7 @@ def commands(args: argparse.Namespace, recognizer: Recognizer) -> dict[str, obje
             times_ms.append(1e3 * (time.perf_counter() - started_s))
     return {
         **evaluation.as_json(),
-        "states": len(search.grammar.graph.label),
+        "states": len(search.grammar.graph.labels),
         "added_ms_p50": statistics.median(times_ms),
         "added_ms_p95": float(np.percentile(times_ms, 95)),
     }
@@ -197,8 +224,9 @@ def result_of(args: argparse.Namespace) -> dict[str, object]:
     utterances, sounds = log_probs_of(recognizer, args.manifest)
     references = [utterance.text for utterance in utterances]
     audio_s = sum(utterance.duration_s for utterance in utterances)
-    seconds, texts = turns(args, sounds)
-    phrases = [] if args.hotwords is None else list(read_hotwords(args.hotwords).phrases)
+    hot = hotwords_of(args)
+    seconds, texts = turns(args, sounds, hot)
+    phrases = [] if hot is None else list(hot.phrases)
     rows = {}
     for name, of_name in seconds.items():
         median_s = statistics.median(of_name)
@@ -276,6 +304,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--lm", type=Path, required=True)
     parser.add_argument("--hotwords", type=Path)
+    parser.add_argument("--distractors", metavar="MANIFEST", type=Path)
     parser.add_argument("--grammar", type=Path)
     parser.add_argument("--commands", type=Path)
     parser.add_argument("--others", metavar="PYTHON")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def test_help_is_light_and_names_the_commands() -> None:
     code = (
         "import sys\n"
         "from kvarts.cli import main\n"
-        "for command in ('', 'evaluate', 'transcribe', 'data', 'data download', 'data sample'):\n"
+        "for command in ('', 'evaluate', 'transcribe', 'calibrate', 'data', 'data download', 'data sample', 'lm',\n"
+        "                'lm build', 'lm tune', 'grammar', 'grammar check'):\n"
         "    try: main([*command.split(), '--help'])\n"
         "    except SystemExit as ended: assert ended.code == 0\n"
         "heavy = {'torch', 'pytorch_lightning', 'torchmetrics', 'hydra', 'rapidfuzz', 'rich', 'matplotlib'}\n"
@@ -48,8 +50,24 @@ def test_help_is_light_and_names_the_commands() -> None:
     )
     ended = python(code)
     assert ended.returncode == 0, ended.stderr
-    for command in ("train", "evaluate", "transcribe", "data", "download", "sample"):
-        assert command in ended.stdout
+    whole, *of_commands = ended.stdout.split("usage: kvarts ")[1:]
+    for command in ("train", "evaluate", "transcribe", "calibrate", "export", "data", "lm", "grammar"):
+        assert re.search(rf"^ +{command}\b", whole, re.MULTILINE), command
+    commands = {"data": ("download", "sample"), "lm": ("build", "tune"), "grammar": ("check",)}
+    for group, names in commands.items():
+        [said] = [part for part in of_commands if part.startswith(f"{group} [-h]")]
+        for name in names:
+            assert re.search(rf"^ +{name}\b", said, re.MULTILINE), name
+    groups = {
+        "evaluate": ("engine", "decoder", "streaming", "command grammar"),
+        "transcribe": ("engine", "decoder", "confidence"),
+        "calibrate": ("engine", "decoder"),
+        "lm tune": ("engine", "decoder"),
+    }
+    for command, titles in groups.items():
+        [said] = [part for part in of_commands if part.startswith(f"{command} [-h]")]
+        for title in titles:
+            assert re.search(rf"^{title}( \(.*)?:?$", said, re.MULTILINE), (command, title)
 
 
 def test_as_a_module() -> None:
@@ -64,6 +82,12 @@ def test_as_a_module() -> None:
         ["nonsense"],
         ["data"],
         ["data", "nonsense"],
+        ["lm"],
+        ["lm", "nonsense"],
+        ["grammar"],
+        ["grammar", "nonsense"],
+        ["lm", "tune", "--model", "m"],
+        ["calibrate", "--model", "m"],
         ["evaluate"],
         ["evaluate", "--checkpoint", "c.ckpt"],
         ["transcribe", "--checkpoint", "c.ckpt"],

@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "README.ru.md", ROOT / "sample" / "README.md
 # A page and the same page in Russian.
 TWINS = [
     ("README.md", "README.ru.md"),
-    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("data", "recipes", "recognition")),
+    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("data", "recipes", "recognition", "decoding")),
 ]
 
 # Shown for what it leads to.
@@ -122,7 +122,7 @@ def check(words: list[str]) -> None:
         case ["python", script, *arguments] if script.startswith("benchmarks/"):
             code = (ROOT / script).read_text(encoding="utf-8")
             assert all(f'"{word}"' in code for word in arguments if word.startswith("--"))
-        case ["cat", _, "|", *rest]:
+        case ["cat" | "zcat", _, "|", *rest]:
             check(rest)
         case ["kvarts", *arguments]:
             cli._parser().parse_args(arguments)

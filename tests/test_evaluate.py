@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 import kvarts
@@ -37,21 +39,23 @@ from kvarts.evaluate import (
     together,
 )
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE
+from kvarts.hotwords import read_hotwords
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.recogniser import Recognizer, file_features
+from kvarts.search import BeamSearch
 from kvarts.text import NORMALISER_VERSION
 from kvarts.torch_engine import Torch
 from tone_reader import ToneReader
-from tones import speak
+from tones import speak, unsure
 
 
-def write_speech(folder: Path, spoken_and_text: Sequence[tuple[str, str]]) -> Path:
-    """A manifest in `folder` whose files say the first of each pair and whose texts are the second."""
+def write_speech(folder: Path, spoken_and_text: Sequence[tuple[str | NDArray[np.float32], str]]) -> Path:
+    """A manifest in `folder` whose files say the first of each pair, or are it, and whose texts are the second."""
     (folder / "audio").mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for number, (spoken, text) in enumerate(spoken_and_text):
-        waveform = speak(spoken)
+        waveform = speak(spoken) if isinstance(spoken, str) else spoken
         soundfile.write(folder / "audio" / f"{number}.wav", waveform, SAMPLE_RATE)
         row = {"id": f"u{number}", "audio_filepath": f"audio/{number}.wav", "text": text}
         rows.append(row | {"duration": len(waveform) / SAMPLE_RATE})
@@ -430,3 +434,238 @@ def test_a_click_is_no_speech(model: ToneReader, tmp_path: Path) -> None:
         file_features(path)
     soundfile.write(path, speak("а")[640 + 400 : 640 + 800], SAMPLE_RATE)
     assert Recognizer(Torch(model)).texts([file_features(path)]) == ["а"]
+
+
+# --- Decoders, streams and grammars -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that reads tones in frames of 40 ms."""
+    path = tmp_path_factory.mktemp("checkpoint") / "coarse.ckpt"
+    save_weights(ToneReader(stride=4), path)
+    return str(path)
+
+
+def evaluate(coarse: str, *arguments: str | Path) -> int:
+    return main(["evaluate", "--model", coarse, *map(str, arguments)])
+
+
+def rows_of(printed: str) -> dict[str, list[str]]:
+    """Of each line of tables its cells by the first."""
+    lines = [line.replace("│", " ").split() for line in printed.splitlines()]
+    return {line[0]: line[1:] for line in lines if line}
+
+
+# Heard is the first of two, unless something speaks for the second.
+UNSURE = [
+    (unsure("мой кит", "мой кот"), "мой кот"),
+    (unsure("пол", "кол"), "пол"),
+    (unsure("ком", "кот"), "кот"),
+    ("дом", "дом"),
+]
+
+
+def test_hot_words_change_texts_and_are_counted(
+    coarse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_speech(tmp_path / "test", UNSURE)
+    hot = tmp_path / "hot.txt"
+    hot.write_text("кот\nкол\n", encoding="utf-8")
+    assert evaluate(coarse, "--manifest", manifest, "--output", tmp_path / "greedy") == 0
+    printed = capsys.readouterr().out
+    assert rows_of(printed)["test"][0] == "40.00"
+    assert "hot words" not in printed
+    assert evaluate(coarse, "--manifest", manifest, "--output", tmp_path / "hot", "--hotwords", hot) == 0
+    table, hot_table = capsys.readouterr().out.split("hot words")
+    assert rows_of(table)["test"][0] == "20.00"
+    # «кот» was said and found twice, «кол» found once for «пол», one of the three other words.
+    assert [cell for cell in rows_of(hot_table)["test"] if cell] == ["2", "2", "100.0", "1", "33.33"]
+
+    found = {
+        name: json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) for name in ("greedy", "hot")
+    }
+    assert (found["greedy"]["decoder"], found["hot"]["decoder"]) == (
+        "greedy",
+        BeamSearch(hotwords=read_hotwords(hot)).description,
+    )
+    assert found["greedy"]["engine"] == found["hot"]["engine"] == "torch cpu"
+    assert "hotwords" not in found["greedy"]["together"]
+    expected = {"spoken": 2, "found": 2, "recall": 1, "given": 3, "false": 1, "wer_elsewhere": pytest.approx(1 / 3)}
+    assert found["hot"]["together"]["hotwords"] == found["hot"]["manifests"][0]["hotwords"] == expected
+    texts = {
+        name: [row.fields["pred_text"] for row in read_manifest(tmp_path / name / "test_pred.jsonl")] for name in found
+    }
+    assert texts == {"greedy": ["мой кит", "пол", "ком", "дом"], "hot": ["мой кот", "кол", "кот", "дом"]}
+
+
+def test_hot_words_of_several_manifests_are_added_up(
+    coarse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_speech(tmp_path / "first", UNSURE[:1]), write_speech(tmp_path / "second", [("дом", "кот")])
+    hot = tmp_path / "hot.txt"
+    hot.write_text("кот", encoding="utf-8")
+    assert evaluate(coarse, "--manifest", first, "--manifest", second, "--hotwords", hot) == 0
+    rows = rows_of(capsys.readouterr().out.split("hot words")[1])
+    assert [rows[name][:3] for name in ("first", "second", "together")] == [
+        ["1", "1", "100.0"],
+        ["1", "0", "0.0"],
+        ["2", "1", "50.0"],
+    ]
+
+
+def test_streams_are_measured(coarse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_speech(tmp_path / "said", [("включи свет", "включи свет"), ("дом", "нет")])
+    output = tmp_path / "out"
+    arguments = ["--manifest", manifest, "--output", output, "--streaming", "--chunk-s", "0.1", "1"]
+    assert evaluate(coarse, *arguments, "--beam", "20") == 0
+    printed = capsys.readouterr().out
+    rows = rows_of(printed)
+    for size in ("0.1", "1"):
+        assert rows[size][:3] == ["33.33", "33.33", "100"]
+    assert "said" in rows
+    assert f"results: {output / 'streaming.json'}" in printed
+    found = json.loads((output / "streaming.json").read_text(encoding="utf-8"))
+    assert (found["decoder"], found["engine"]) == (BeamSearch(beam=20).description, "torch cpu")
+    assert found["kvarts_version"] == kvarts.__version__
+    assert found["checkpoint"]["sha256"] == sha256(Path(coarse).read_bytes()).hexdigest()
+    assert [entry["chunk_s"] for entry in found["manifests"]["said"]] == [0.1, 1]
+    for entry in found["manifests"]["said"]:
+        assert (entry["num_utterances"], entry["wer"], entry["same_as_offline_share"]) == (2, pytest.approx(1 / 3), 1)
+        assert entry["network_s"] > 0
+    assert sorted(path.name for path in output.iterdir()) == ["streaming.json"]
+
+
+GRAMMAR = """
+[light_on]
+включи свет
+[off]
+выключи {what}
+{what}:
+window: окно
+light: свет
+"""
+# Two commands said clearly, one less so; and what is none, the last of them heard as one.
+COMMANDS = [
+    ("включи свет", "Включи свет!"),
+    ("выключи окно", "выключи окно"),
+    (unsure("выключи свит", "выключи свет"), "выключи свет"),
+    ("мой дом", "мой дом"),
+    (unsure("включи звет", "включи свет"), "включи звук"),
+]
+
+
+@pytest.fixture
+def grammar(tmp_path: Path) -> Path:
+    path = tmp_path / "light.grammar"
+    path.write_text(GRAMMAR, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "exact", "rejected", "false_accepts"),
+    [
+        ([], 3, 0, 1),
+        (["--unknown-below", "0.01"], 2, 1, 0),
+        (["--false-accepts-per-hour", "0"], None, None, 0),
+        (["--false-accepts-per-hour", "1e9"], 3, 0, 2),
+    ],
+)
+def test_commands_are_counted(
+    coarse: str,
+    grammar: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    exact: int | None,
+    rejected: int | None,
+    false_accepts: int,
+) -> None:
+    manifest = write_speech(tmp_path / "said", COMMANDS)
+    output = tmp_path / "out"
+    assert evaluate(coarse, "--manifest", manifest, "--output", output, "--grammar", grammar, *options) == 0
+    printed = capsys.readouterr().out
+    assert f"results: {output / 'grammar.json'}" in printed
+    found = json.loads((output / "grammar.json").read_text(encoding="utf-8"))
+    assert found["decoder"].startswith("grammar ")
+    assert (found["engine"], found["normaliser_version"]) == ("torch cpu", NORMALISER_VERSION)
+    [entry] = found["manifests"]
+    assert (entry["name"], entry["commands"], entry["outside"]) == ("said", 3, 2)
+    assert entry["false_accepts"] == false_accepts
+    outside_s = sum(utterance.duration_s for utterance in read_manifest(manifest)[3:])
+    assert entry["outside_s"] == pytest.approx(outside_s)
+    assert entry["false_accepts_per_hour"] == pytest.approx(false_accepts * 3600 / outside_s)
+    if exact is not None:
+        assert (entry["exact"], entry["right_intents"], entry["right_slots"]) == (exact,) * 3
+        assert entry["rejected"] == rejected
+    cells = rows_of(printed)["said"]
+    assert cells[0] == f"{100 * entry['exact_rate']:.2f}"
+    assert cells[3:5] == [f"{100 * entry['rejected_rate']:.2f}", "3"]
+    assert cells[5] == f"{entry['false_accepts_per_hour']:.2f}"
+
+
+def test_commands_of_several_manifests_together(
+    coarse: str, grammar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, outside = write_speech(tmp_path / "inside", COMMANDS[:3]), write_speech(tmp_path / "outside", COMMANDS[3:4])
+    arguments = ["--manifest", inside, "--grammar", grammar]
+    assert evaluate(coarse, *arguments, "--manifest", outside, "--false-accepts-per-hour", "0") == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["inside"][4:6] == ["3", "–"]
+    assert rows["outside"][:6] == ["–", "–", "–", "–", "0", "0.00"]
+    assert rows["together"][0] == "100.00"
+    assert rows["together"][4:6] == ["3", "0.00"]
+    # One threshold for all.
+    assert rows["inside"][-1] == rows["outside"][-1] == rows["together"][-1]
+
+    assert evaluate(coarse, *arguments, "--false-accepts-per-hour", "0") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("kvarts: error: no text is outside the grammar: add a manifest of other speech")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--streaming --grammar g", "--streaming and --grammar are measured one at a time"),
+        ("--chunk-s 1", "--chunk-s goes with --streaming"),
+        ("--chunk-s 1 --grammar g", "--chunk-s goes with --streaming"),
+        ("--unknown-below 1", "--unknown-below or --false-accepts-per-hour, one of them, goes with --grammar"),
+        ("--false-accepts-per-hour 1", "one of them, goes with --grammar"),
+        ("--false-accepts-per-hour 1 --unknown-below 1 --grammar g", "one of them, goes with --grammar"),
+        ("--grammar g --lm lm.arpa", "--grammar is a decoder of its own; leave out --lm"),
+        ("--grammar g --beam 3 --closed", "--grammar is a decoder of its own; leave out --beam, --closed"),
+        ("--grammar g --lm-weight 0", "--grammar is a decoder of its own; leave out --lm-weight"),
+        ("--streaming --chunk-s", "--chunk-s"),
+        ("--streaming --chunk-s 0", "0 is not a number above 0"),
+        ("--streaming --chunk-s 1 nan", "nan is not a number above 0"),
+        ("--grammar g --unknown-below 0", "0 is not a number above 0"),
+        ("--grammar g --false-accepts-per-hour=-1", "-1 is not a number from 0 on"),
+        ("--grammar g --false-accepts-per-hour inf", "inf is not a number from 0 on"),
+    ],
+)
+def test_what_does_not_go_together(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        evaluate("m", "--manifest", "m.jsonl", *options.split())
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lm-weight 1", "--lm-weight goes with --lm"),
+        ("--hotwords none.txt", "none.txt cannot be read"),
+        ("--grammar none.grammar", "none.grammar"),
+        ("--streaming --chunk-s 1e-6", "chunks of 1e-06 s"),
+        ("--streaming --beam 0", "beam 0"),
+    ],
+)
+def test_a_wrong_decoder_is_one_line(
+    options: str, message: str, coarse: str, crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(coarse, "--manifest", crowd, *options.split()) == 2
+    printed, errors = capsys.readouterr()
+    assert (printed, errors.count("\n")) == ("", 1)
+    assert errors.startswith("kvarts: error: ")
+    assert message in errors

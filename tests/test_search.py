@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,10 +274,12 @@ def test_labels_are_where_the_c_file_has_them():
 def test_a_description_says_what_words_depend_on(model):
     options = {"language_model": model, "hotwords": hotwords(["аб"])}
     assert BeamSearch(**options).description == BeamSearch(**options).description
-    others = [{}, {"beam": 7}, {"is_closed": True}]
+    others = [{}, {"beam": 7}, {"is_closed": True}, {"width": 7.0}, {"least_log_prob": -7.0}]
+    others += [{"hotwords": hotwords(["ба"])}, {"hotwords": hotwords({"аб": 1.0})}, {"vocabulary": ["ббб"]}]
+    others += [{"language_model": replace(model, log_probability=model.log_probability - 1)}]
     changed = Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0)
     others += [{"weights": weights} for weights in changed]
-    assert len({BeamSearch(**options, **other).description for other in others}) == len(others)
+    assert len({BeamSearch(**{**options, **other}).description for other in others}) == len(others)
 
 
 @ways

@@ -24,10 +24,12 @@ from disk import no_file_beyond
 from kvarts.checkpoint import save_weights
 from kvarts.cli import main
 from kvarts.cutting import Piece
+from kvarts.decoding import greedy_words
 from kvarts.frames import SAMPLE_RATE
+from kvarts.ngram import train
 from kvarts.recogniser import PieceResult, Recognizer
 from tone_reader import ToneReader
-from tones import speak
+from tones import speak, unsure
 
 Floats = NDArray[np.float32]
 
@@ -212,9 +214,10 @@ def test_a_folder_is_an_exported_model(monkeypatch: pytest.MonkeyPatch, model: s
     options = ["--engine", "onnxruntime", "--precision", "float32", "--threads", "2"]
     assert transcribe("v1.ckpt", say("a.wav", "да"), *options) == 130
     assert transcribe("v1.ckpt", "a.wav") == 130
+    plain = {"decoder": greedy_words, "calibration": None}
     assert loaded == [
-        (Path("v1.ckpt"), {"engine": "onnxruntime", "precision": "float32", "threads": 2, "calibration": None}),
-        (Path("v1.ckpt"), {"engine": None, "precision": None, "threads": None, "calibration": None}),
+        (Path("v1.ckpt"), {"engine": "onnxruntime", "precision": "float32", "threads": 2, **plain}),
+        (Path("v1.ckpt"), {"engine": None, "precision": None, "threads": None, **plain}),
     ]
 
 
@@ -626,3 +629,60 @@ def test_what_fails_in_the_reading_thread_is_no_silence(
     with pytest.raises(RuntimeError, match="a bug"):
         transcribe(model, say("a.wav", "да"), say("b.wav", "да"))
     assert capsys.readouterr().out == "a.wav\tда\n"
+
+
+# --- Decoders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that reads tones in frames of 40 ms."""
+    path = tmp_path_factory.mktemp("checkpoint") / "coarse.ckpt"
+    save_weights(ToneReader(stride=4), path)
+    return str(path)
+
+
+DECODERS = [
+    ([], "мой кит дома"),
+    (["--beam", "50"], "мой кит дома"),
+    (["--lm", "lm.arpa"], "мой кот дома"),
+    (["--lm", "lm.arpa", "--lm-weight", "0", "--unknown-penalty", "0"], "мой кит дома"),
+    (["--lm", "lm.arpa", "--vocabulary", "words.txt", "--lm-weight", "0"], "мой кит дома"),
+    (["--hotwords", "hot.txt"], "мой кот дома"),
+    (["--hotwords", "hot.txt", "--hotword-weight", "0.5"], "мой кит дома"),
+    (["--vocabulary", "words.txt"], "мой кит дома"),
+    (["--vocabulary", "known.txt", "--unknown-penalty", "0"], "мой кит дома"),
+    (["--vocabulary", "known.txt", "--closed"], "мой кот дома"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), DECODERS, ids=[" ".join(options) for options, _ in DECODERS])
+@pytest.mark.parametrize("lead_s", [0.0, 1.0])
+def test_a_decoder_changes_words_and_their_times_stay(
+    options: list[str], text: str, lead_s: float, coarse: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("lm.arpa").write_text("".join(train([["мой", "кот"], ["дома", "кот"]], 2).arpa()), encoding="utf-8")
+    Path("hot.txt").write_text("кот", encoding="utf-8")
+    Path("known.txt").write_text("мой кот дома", encoding="utf-8")
+    Path("words.txt").write_text("мой кот дома кит", encoding="utf-8")
+    silence = np.zeros(round(lead_s * SAMPLE_RATE), np.float32)
+    say("a.wav", np.concatenate([silence, unsure("мой кит дома", "мой кот дома")]), subtype="FLOAT")
+    assert transcribe(coarse, "a.wav", "-f", "json", "--word-timestamps", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == text
+    assert [word["text"] for word in found["words"]] == text.split()
+    # 0.04 s of silence, then 0.12 s a character, of which the last 0.04 s are silence.
+    for word, (first, last) in zip(found["words"], [(0, 2), (4, 6), (8, 11)], strict=True):
+        assert word["start_s"] == pytest.approx(lead_s + 0.04 + 0.12 * first, abs=0.0401)
+        assert word["end_s"] == pytest.approx(lead_s + 0.12 + 0.12 * last, abs=0.0401)
+        assert 0 < word["confidence"] <= 1
+
+
+def test_a_decoder_works_on_every_recording_and_channel(coarse: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hot.txt").write_text("кот\nдом", encoding="utf-8")
+    one, other = unsure("кит", "кот"), unsure("дым", "дом")
+    say("a.wav", one, subtype="FLOAT")
+    say("b.wav", np.stack([one, other], axis=1), subtype="FLOAT")
+    assert transcribe(coarse, "a.wav", "b.wav", "--channels", "separate", "--hotwords", "hot.txt") == 0
+    expected = ["a.wav\tКанал 1: кот", "b.wav\tКанал 1: кот", "b.wav\tКанал 2: дом"]
+    assert capsys.readouterr().out.splitlines() == expected

@@ -16,12 +16,17 @@ from tones import FIRST_BAND, LOUD, SILENCE
 class ToneReader(QuartzNetCTC):
     """The real model, of one block and with weights set by hand; can be told to fail in a certain batch."""
 
-    def __init__(self) -> None:
-        block = BlockConfig(filters=N_MELS, repeat=1, kernel=1, residual=False, separable=False)
+    def __init__(self, stride: int = 1) -> None:
+        separable = stride > 1  # the only blocks that stride
+        block = BlockConfig(filters=N_MELS, repeat=1, kernel=1, stride=stride, residual=False, separable=separable)
         super().__init__(QuartzNet([block]), ConvDecoder(N_MELS))
         state = self.state_dict()
-        state["encoder.layers.0.conv.0.weight"] = torch.eye(N_MELS).unsqueeze(2)
-        state["encoder.layers.0.conv.0.bias"] = torch.full((N_MELS,), -SILENCE)
+        if separable:
+            state["encoder.layers.0.conv.0.weight"] = torch.ones(N_MELS, 1, 1)
+            state["encoder.layers.0.conv.0.bias"] = torch.zeros(N_MELS)
+        pointwise = f"encoder.layers.0.conv.{int(separable)}"
+        state[f"{pointwise}.weight"] = torch.eye(N_MELS).unsqueeze(2)
+        state[f"{pointwise}.bias"] = torch.full((N_MELS,), -SILENCE)
         head = torch.zeros(BLANK_ID + 1, N_MELS, 1)
         head[torch.arange(BLANK_ID), FIRST_BAND + torch.arange(BLANK_ID)] = 1
         state["decoder.layers.0.weight"] = head

@@ -29,6 +29,11 @@ def speak(text: str) -> NDArray[np.float32]:
     return 0.5 * np.concatenate(parts).astype(np.float32)
 
 
+def unsure(text: str, other: str) -> NDArray[np.float32]:
+    """Two texts of the same length at once, the second half as loud: where they differ, the first is e^1.4 likelier."""
+    return speak(text) + np.float32(0.5) * speak(other)
+
+
 class ToneEngine:
     """An engine of stride 4 that reads tones, without PyTorch."""
 

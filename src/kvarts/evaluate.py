@@ -326,10 +326,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kvarts import hotword_metrics
-    from kvarts.recogniser_options import recogniser_of
+    from kvarts.recogniser_options import decoder_options, recogniser_of
 
     if args.streaming and args.grammar is not None:
         args.usage_error("--streaming and --grammar are measured one at a time")
+    if args.grammar is not None and decoder_options(args):
+        args.usage_error(f"--grammar is a decoder of its own; leave out {', '.join(decoder_options(args))}")
     if args.chunk_s is not None and not args.streaming:
         args.usage_error("--chunk-s goes with --streaming")
     threshold = (args.unknown_below, args.false_accepts_per_hour)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvarts import __version__
 from kvarts.error_counts import ErrorCounts, char_errors, word_errors
-from kvarts.errors import ConfigError
+from kvarts.errors import ConfigError, OutputError
 from kvarts.recogniser_options import (
     add_decoder_arguments,
     add_model_arguments,
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: no --lm, or a weight was given that should be found.
+        OutputError: the weights could not be written.
         KvartsError: see `kvarts.evaluate.manifest_log_probs` and `kvarts.recogniser_options`.
     """
     from rich.console import Console
@@ -111,6 +112,9 @@ def run(args: argparse.Namespace) -> int:
     for weight in _STEPS:
         if getattr(args, weight) is not None:
             raise ConfigError(f"--{weight.replace('_', '-')} is what is to be found: leave it out")
+    output = args.output or weights_path(args.lm)
+    if output.is_dir():  # told before the work
+        raise OutputError(f"{output}: is a folder; name a file in it")
     utterances = read_manifest(args.manifest)
     search = beam_search_of(args)
     recognizer = recogniser_of(args, search)
@@ -120,18 +124,18 @@ def run(args: argparse.Namespace) -> int:
         log_probs.update(batch)
     sounds = [log_probs[number] for number in range(len(utterances))]
     references = [utterance.text for utterance in utterances]
+    trials: list[Trial] = []
     with progress_bar("searching", _USUAL_TRIALS) as advance, ThreadPoolExecutor(recognizer.threads) as pool:
 
         def measure(weights: Weights) -> Trial:
             advance(1)
-            return _trial(weights, references, pool.map(search.weighing(weights), sounds))
+            trials.append(_trial(weights, references, pool.map(search.weighing(weights), sounds)))
+            return trials[-1]
 
-        start = measure(Weights())
         best = tuned(measure, Weights())
     greedy = _trial(None, references, map(greedy_words, sounds))
-    table = _table({"greedy": greedy, "before": start, "tuned": best})
+    table = _table({"greedy": greedy, "before": trials[0], "tuned": best})
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    output = args.output or weights_path(args.lm)
     about = {
         "kvarts_version": __version__,
         **asdict(best.weights or Weights()),

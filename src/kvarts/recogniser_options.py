@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kvarts.errors import ConfigError, LanguageModelError
 
@@ -16,9 +17,23 @@ if TYPE_CHECKING:
     from kvarts.search import BeamSearch, Weights
 
 
+# Options of a decoder, and of which others each needs one.
+_DECODER_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "--beam": (),
+    "--lm": (),
+    "--lm-weight": ("--lm",),
+    "--word-bonus": ("--lm",),
+    "--unknown-penalty": ("--lm", "--vocabulary"),
+    "--hotwords": (),
+    "--hotword-weight": ("--hotwords",),
+    "--vocabulary": (),
+    "--closed": ("--lm", "--vocabulary"),
+}
+
+
 def weights_path(language_model: Path) -> Path:
     """Where `kvarts lm tune` leaves the weights of a language model: beside it, with «.json» behind its name."""
-    return language_model.with_name(f"{language_model.name}.json")
+    return language_model.parent / f"{language_model.name}.json"  # an empty path or «/» has no name to replace
 
 
 def read_weights(language_model: Path) -> Weights:
@@ -32,16 +47,18 @@ def read_weights(language_model: Path) -> Weights:
     path = weights_path(language_model)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
+        found = [content[field.name] for field in fields(Weights)]
+        if any(type(value) not in (int, float) for value in found):
+            raise TypeError
+        weights = Weights(*map(float, found))
+        weights.check()
     except FileNotFoundError:
         return Weights()
     except OSError as error:
         raise LanguageModelError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
-    except ValueError:
-        content = None
-    found = [content.get(field.name) for field in fields(Weights)] if isinstance(content, dict) else []
-    if not found or not all(type(value) in (int, float) for value in found):
-        raise LanguageModelError(f"{path} is damaged: delete it, or run `kvarts lm tune` again")
-    return Weights(*(float(value) for value in found if value is not None))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, ConfigError):
+        raise LanguageModelError(f"{path} is damaged: delete it, or run `kvarts lm tune` again") from None
+    return weights
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -165,20 +182,13 @@ def decoder_of(args: argparse.Namespace) -> Decoder:
     """
     from kvarts.decoding import greedy_words
 
-    wanted = (args.beam, args.lm, args.hotwords, args.vocabulary)
-    for option, needed, given in (
-        ("--lm-weight", "--lm", args.lm),
-        ("--word-bonus", "--lm", args.lm),
-        ("--unknown-penalty", "--lm or --vocabulary", args.lm or args.vocabulary),
-        ("--hotword-weight", "--hotwords", args.hotwords),
-        ("--closed", "--lm or --vocabulary", args.lm or args.vocabulary),
-    ):
-        value = getattr(args, option[2:].replace("-", "_"))
-        if value not in (None, False) and given is None:
-            raise ConfigError(f"{option} goes with {needed}")
-    if all(value is None for value in wanted):
-        return greedy_words
-    return beam_search_of(args)
+    return beam_search_of(args) if decoder_options(args) else greedy_words
+
+
+def decoder_options(args: argparse.Namespace) -> list[str]:
+    """The options of `add_decoder_arguments` that are given."""
+    values = {option: getattr(args, option[2:].replace("-", "_")) for option in _DECODER_OPTIONS}
+    return [option for option, value in values.items() if value is not None and value is not False]
 
 
 def beam_search_of(args: argparse.Namespace) -> BeamSearch:
@@ -191,6 +201,11 @@ def beam_search_of(args: argparse.Namespace) -> BeamSearch:
     from kvarts.hotwords import DEFAULT_WEIGHT, read_hotwords
     from kvarts.search import DEFAULT_BEAM, BeamSearch, Weights
 
+    options = decoder_options(args)
+    for option in options:
+        needed = _DECODER_OPTIONS[option]
+        if needed and not any(other in options for other in needed):
+            raise ConfigError(f"{option} goes with {' or '.join(needed)}")
     weights = Weights() if args.lm is None else read_weights(args.lm)
     given = {field.name: getattr(args, field.name) for field in fields(Weights)}
     weights = replace(weights, **{name: value for name, value in given.items() if value is not None})

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -204,16 +205,18 @@ class BeamSearch:
 
     @property
     def description(self) -> str:
-        """What a calibration has to agree with: the settings that change which words come out."""
+        """What a calibration has to agree with: all that decides which words come out, what is long as a digest."""
         rules = self.rules
-        parts = [f"beam {rules.beam}"]
+        parts = [f"beam {rules.beam}, width {rules.width:g}, labels from {rules.least_log_prob:g}"]
         if rules.language_model is not None:
-            parts += [f"language model of {len(rules.language_model.word)} n-grams, weight {rules.lm_weight:g}"]
-            parts += [f"word bonus {rules.word_bonus:g}"]
+            model = rules.language_model
+            digest = _digest(*model.words, model.log_probability, model.backoff)
+            parts += [f"language model {digest}, weight {rules.lm_weight:g}, word bonus {rules.word_bonus:g}"]
         if rules.tree is not None:
-            parts += ["closed" if rules.is_closed else f"unknown words {rules.weights.unknown_penalty:g}"]
+            unknown = "no others" if rules.is_closed else f"others {rules.weights.unknown_penalty:g}"
+            parts += [f"vocabulary {_digest(rules.tree.mask, rules.word)}, {unknown}"]
         if rules.hotwords is not None:
-            parts += [f"{len(rules.hotwords.phrases)} hot words"]
+            parts += [f"hot words {_digest(repr(sorted(rules.hotwords.phrases.items())))}"]
         return ", ".join(parts)
 
     def __call__(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
@@ -370,6 +373,13 @@ class _InC:
             Hypothesis(tuple(labels[row, : lengths[row]].tolist()), float(scores[row, 0]), float(scores[row, 1]))
             for row in range(found)
         ]
+
+
+def _digest(*parts: str | NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\n" if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _pointer(array: NDArray[Any]) -> int:
