@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Trainings fork their workers. After OpenVINO and ONNX Runtime had run in the same process, that ended in a
     # segmentation fault in about one run of three; no command does both. So what runs engines comes last.
     items.sort(key=lambda item: item.path.stem in {"test_export", "test_recogniser", "test_transcribe"})
+
+
+@pytest.fixture(autouse=True)
+def torch_threads() -> Iterator[None]:
+    """A test that sets PyTorch's threads, as --threads does, must not change the sums of the next."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and before is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)

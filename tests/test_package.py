@@ -73,7 +73,8 @@ def cpu_s_of_import(statement: str) -> float:
 
 def test_importing_kvarts_is_quick() -> None:
     assert cpu_s_of_import("import kvarts") < MAX_IMPORT_S  # 8 ms on a busy machine
-    assert cpu_s_of_import("from kvarts import Recognizer") < 2 * MAX_IMPORT_S  # 75 ms, on a busy machine 120
+    # 75 ms, on a slow machine 220, of which NumPy takes 160.
+    assert cpu_s_of_import("from kvarts import Recognizer") < MAX_IMPORT_S + cpu_s_of_import("import numpy")
 
 
 def test_importing_kvarts_imports_nothing_else() -> None:

@@ -58,7 +58,9 @@ FEATURE_SETTINGS: Final[dict[str, Any]] = {
 _PAD = N_FFT // 2  # samples before the centre of a frame
 # Frames transformed at a time: the block, 0.8 MB, and its spectrum stay in a core's cache.
 _BLOCK_FRAMES = 256
-_PRODUCT_FRAMES = 64  # 0.8 million multiplications: OpenBLAS stays on one processor; at 256 frames it does not
+# 0.2 million multiplications: below 2^18 OpenBLAS stays on one processor. At 64 frames it did on an Intel Xeon with AMX
+# and did not on an AMD EPYC without AVX-512.
+_PRODUCT_FRAMES = 16
 
 
 def hann_window() -> NDArray[np.float64]:
