@@ -116,8 +116,8 @@ def test_a_float32_step_is_as_near_to_float64_as_the_plain_networks(course, ours
 
     exact = gradients(course, torch.float64)
     plain, fast = gradients(course, torch.float32), gradients(ours, torch.float32)
-    # What nearly cancels out keeps the rounding of what it is a sum of: on AVX2 one bias of norm 7e-4 was 3.2 times as far
-    # from float64 as the plain network's.
+    # What nearly cancels out keeps the rounding of what it is a sum of: on AVX2 one bias of norm 7e-4 was 3.2 times as
+    # far from float64 as the plain network's.
     floor = 1e-7 * max(gradient.norm() for gradient in exact.values())
     for name, gradient in exact.items():
         if name.endswith("bias") and ".conv." in name and gradient.norm() < 1e-6:
