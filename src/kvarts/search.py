@@ -20,26 +20,21 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvarts import search_plain
 from kvarts.alphabet import NUM_CLASSES, decode, foreign_characters
+from kvarts.arpa import END_ID, UNKNOWN_ID, BackoffModel
 from kvarts.compiled import NoLibraryError, compiled
 from kvarts.decoding import WordFrames
 from kvarts.errors import ConfigError
 from kvarts.hotwords import Hotwords
 from kvarts.vocabulary import LetterTree, letter_tree
 
-if TYPE_CHECKING:
-    from kvarts.arpa import BackoffModel
-
 logger = logging.getLogger(__name__)
-
-_END_WORD: Final = 1
-_UNKNOWN_WORD: Final = 2
 
 DEFAULT_BEAM: Final = 100
 
@@ -108,11 +103,6 @@ class Rules:
         """0 without a language model."""
         return 0.0 if self.language_model is None else self.weights.word_bonus
 
-    @property
-    def end_word(self) -> int:
-        """«</s>» in the language model."""
-        return _END_WORD
-
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -171,7 +161,7 @@ class BeamSearch:
         words = dict.fromkeys(vocabulary)
         number_of: dict[str, int] = {}
         if language_model is not None:
-            spellable = (word for word in language_model.words[_UNKNOWN_WORD + 1 :] if not foreign_characters(word))
+            spellable = (word for word in language_model.words[UNKNOWN_ID + 1 :] if not foreign_characters(word))
             words.update(dict.fromkeys(spellable))
             number_of = {word: number for number, word in enumerate(language_model.words)}
         if is_closed and not words:
@@ -181,7 +171,7 @@ class BeamSearch:
         tree, word, best_word = None, np.zeros(0, np.int32), np.zeros(0, np.float32)
         if words:
             tree = letter_tree(list(words))
-            numbers = np.array([number_of.get(each, _UNKNOWN_WORD) for each in words], np.int32)
+            numbers = np.array([number_of.get(each, UNKNOWN_ID) for each in words], np.int32)
             word = np.where(tree.word >= 0, numbers[tree.word], -1).astype(np.int32)
             single = np.zeros(len(words), np.float32)
             if language_model is not None:
@@ -347,7 +337,7 @@ class _InC:
         if rules.language_model is not None:
             model = rules.language_model
             own = self._keep(model.log_probability, model.backoff, model.suffix, model.word, model.first_child)
-            self.search.language_model = ctypes.pointer(_LanguageModel(*own, model.begin(), rules.end_word))
+            self.search.language_model = ctypes.pointer(_LanguageModel(*own, model.begin(), END_ID))
         if rules.hotwords is not None:
             own = self._keep(rules.hotwords.next, rules.hotwords.reward, rules.hotwords.promise)
             self.search.hotwords = ctypes.pointer(_Hotwords(*own))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvarts.alphabet import BLANK_ID
+from kvarts.arpa import END_ID, UNKNOWN_ID
 
 if TYPE_CHECKING:
     from kvarts.search import Rules
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _Found = tuple[tuple[int, ...], float, float]
 
 _SPACE = 0
-_UNKNOWN_WORD = 2
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ def _word_end(rules: Rules, prefix: _Prefix) -> tuple[float, int] | None:
             if prefix.place >= 0:
                 score += rules.weights.unknown_penalty
     if rules.language_model is not None:
-        of_word, context = rules.language_model.score(context, word if word >= 0 else _UNKNOWN_WORD)
+        of_word, context = rules.language_model.score(context, word if word >= 0 else UNKNOWN_ID)
         score += rules.lm_weight * of_word
     if rules.hotwords is not None:
         score += float(rules.hotwords.reward[prefix.hot])
@@ -153,7 +153,7 @@ def _finished(rules: Rules, active: list[_Prefix]) -> list[_Found]:
                 continue
             score, context = ended
             if rules.language_model is not None:
-                score += rules.lm_weight * rules.language_model.score(context, rules.end_word)[0]
+                score += rules.lm_weight * rules.language_model.score(context, END_ID)[0]
             if text.label == _SPACE and text.parent is not None:
                 text = text.parent
             before = texts.get(text)
