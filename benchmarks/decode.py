@@ -1,8 +1,9 @@
 """Decoders on the same log-probabilities: Kvarts beside pyctcdecode and flashlight-text used plainly.
 
     python benchmarks/decode.py --model M --manifest MANIFEST --lm ARPA [--hotwords FILE]
-                                [--distractors MANIFEST] [--grammar FILE --commands MANIFEST] [--others PYTHON]
-                                [--beam 100] [--rounds 5] [--json FILE] [--plot FILE]
+                                [--distractors MANIFEST] [--grammar FILE --commands MANIFEST]
+                                [--others PYTHON [--tune MANIFEST]] [--beam 100] [--rounds 5] [--json FILE]
+                                [--plot FILE]
 
 PYTHON is the interpreter of an environment of their own, for pyctcdecode needs NumPy below 2:
 
@@ -12,9 +13,9 @@ PYTHON is the interpreter of an environment of their own, for pyctcdecode needs 
 The network runs once. Then the decoders take turns, each in one thread, on all utterances one by one; times are medians
 of the rounds, ratios medians of the ratios within rounds, above 1: Kvarts is faster. All search with the same beam, the
 same width (10), the same least log-probability (-5) and the weights of `kvarts lm tune`. What pyctcdecode adds for an
-unknown word is a logarithm to base 10 and weighed by its alpha; it gets the one that comes to the same. With
---others-weights ALPHA BETA OFFSET it has its own. flashlight-text gives no word outside its lexicon, as `--closed`
-does. Hot words weigh 5 here and there.
+unknown word is a logarithm to base 10 and weighed by its alpha; it gets the one that comes to the same. With --tune it
+runs once more with the weights that are best for it on that manifest: alpha, beta and offset in turn, twice, each from
+a list. flashlight-text gives no word outside its lexicon, as `--closed` does. Hot words weigh 5 here and there.
 
 Without --hotwords, --distractors draws them: 40 words of MANIFEST of four letters and more that the language model does
 not know, and 160 such words of another manifest that do not occur in it. WER is that of MANIFEST; recall and false
@@ -65,6 +66,12 @@ RIVALS = {
     "beam + LM + hot words": "pyctcdecode beam + LM + hot words",
     "closed beam + LM": "flashlight-text lexicon + LM",
 }
+TUNED = "pyctcdecode beam + LM, own weights"
+TRIED = {  # of pyctcdecode's weights
+    "alpha": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
+    "beta": (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
+    "unk_score_offset": (-15.0, -10.0, -6.0, -4.0, -2.0),
+}
 
 
 def hotwords_of(args: argparse.Namespace) -> Hotwords | None:
@@ -98,11 +105,11 @@ class Others:
             [python, str(script), str(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, name: str) -> tuple[float, list[str]]:
+    def run(self, name: str, weights: dict[str, float] | None = None) -> tuple[float, list[str]]:
         """Seconds and texts."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.write(json.dumps({"name": name, "weights": weights}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -144,18 +151,16 @@ def ours(args: argparse.Namespace, hot: Hotwords | None) -> dict[str, Callable]:
 
 def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotwords | None) -> Path:
     """What decode_others.py needs."""
+    folder.mkdir()
     np.savez(folder / "log_probs.npz", **{str(number): sound for number, sound in enumerate(sounds)})
     weights = read_weights(args.lm)
     offset = weights.unknown_penalty / max(weights.lm_weight, 1e-6) / math.log(10)
-    alpha, beta, offset = args.others_weights or (weights.lm_weight, weights.word_bonus, offset)
     job = {
         "log_probs": str(folder / "log_probs.npz"),
         "alphabet": list(ALPHABET),
         "arpa": str(args.lm),
         "unigrams": [word for word in read_arpa(args.lm).words[3:] if not foreign_characters(word)],
-        "alpha": alpha,
-        "beta": beta,
-        "unk_score_offset": offset,
+        "weights": {"alpha": weights.lm_weight, "beta": weights.word_bonus, "unk_score_offset": offset},
         "beam": args.beam,
         "width": WIDTH,
         "least_log_prob": LEAST_LOG_PROB,
@@ -167,16 +172,45 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotword
     return path
 
 
+def tuned(others: Others, references: list[str], weights: dict[str, float]) -> dict[str, float]:
+    """The best of `TRIED` for pyctcdecode's beam + LM, one after the other, starting from some weights."""
+    found: dict[tuple[float, ...], float] = {}
+
+    def wer(tried: dict[str, float]) -> float:
+        key = tuple(tried.values())
+        if key not in found:
+            print(f"\rtuning pyctcdecode: {len(found)} tried", end="", file=sys.stderr, flush=True)
+            _, texts = others.run("pyctcdecode beam + LM", tried)
+            found[key] = sum(map(word_errors, references, texts), ErrorCounts()).rate
+        return found[key]
+
+    for name in [*TRIED, *TRIED]:
+        weights = min(({**weights, name: value} for value in (weights[name], *TRIED[name])), key=wer)
+    print(f"\npyctcdecode's own weights: {weights}, WER there {100 * wer(weights):.2f} %", file=sys.stderr)
+    return weights
+
+
 def turns(
-    args: argparse.Namespace, sounds: list, hot: Hotwords | None
+    args: argparse.Namespace, recognizer: Recognizer, sounds: list, hot: Hotwords | None
 ) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
     """Seconds of every round and the texts, by system."""
     systems = ours(args, hot)
     seconds: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        others = None if args.others is None else Others(args.others, write_job(args, Path(folder), sounds, hot))
-        rivals = [] if others is None else [rival for name, rival in RIVALS.items() if name in systems]
+        others = None
+        rivals: dict[str, tuple[str, dict[str, float] | None]] = {}  # what each is called there, and its own weights
+        if args.others is not None:
+            rivals = {rival: (rival, None) for name, rival in RIVALS.items() if name in systems}
+            if args.tune is not None:
+                utterances, of_tuning = log_probs_of(recognizer, args.tune)
+                job = write_job(args, Path(folder, "tuning"), of_tuning, None)
+                others = Others(args.others, job)
+                start = json.loads(job.read_text(encoding="utf-8"))["weights"]
+                own = tuned(others, [utterance.text for utterance in utterances], start)
+                others.close()
+                rivals[TUNED] = (RIVALS["beam + LM"], own)
+            others = Others(args.others, write_job(args, Path(folder, "test"), sounds, hot))
         for number in range(args.rounds + 1):  # the first warms up
             print(f"\rround {number} of {args.rounds}", end="", file=sys.stderr, flush=True)
             for name, decoder in systems.items():
@@ -184,8 +218,8 @@ def turns(
                 found = [decoder(sound) for sound in sounds]
                 seconds.setdefault(name, []).append(time.perf_counter() - started_s)
                 texts[name] = [" ".join(word.text for word in words) for words in found]
-            for name in rivals:
-                taken_s, texts[name] = others.run(name)
+            for name, of_name in rivals.items():
+                taken_s, texts[name] = others.run(*of_name)
                 seconds.setdefault(name, []).append(taken_s)
         if others is not None:
             others.close()
@@ -225,7 +259,7 @@ def result_of(args: argparse.Namespace) -> dict[str, object]:
     references = [utterance.text for utterance in utterances]
     audio_s = sum(utterance.duration_s for utterance in utterances)
     hot = hotwords_of(args)
-    seconds, texts = turns(args, sounds, hot)
+    seconds, texts = turns(args, recognizer, sounds, hot)
     phrases = [] if hot is None else list(hot.phrases)
     rows = {}
     for name, of_name in seconds.items():
@@ -285,7 +319,7 @@ def draw(result: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5))
     for name, row in result["systems"].items():
-        is_rival = name in RIVALS.values()
+        is_rival = name in (*RIVALS.values(), TUNED)
         axes.scatter(row["utterances_per_s"], 100 * row["wer"], color="tab:gray" if is_rival else "tab:blue", zorder=2)
         axes.annotate(name, (row["utterances_per_s"], 100 * row["wer"]), (5, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
@@ -308,7 +342,7 @@ def main() -> None:
     parser.add_argument("--grammar", type=Path)
     parser.add_argument("--commands", type=Path)
     parser.add_argument("--others", metavar="PYTHON")
-    parser.add_argument("--others-weights", metavar=("ALPHA", "BETA", "OFFSET"), type=float, nargs=3)
+    parser.add_argument("--tune", metavar="MANIFEST", type=Path)
     parser.add_argument("--beam", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -316,6 +350,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.grammar is None) != (args.commands is None):
         parser.error("--grammar and --commands go together")
+    if args.tune is not None and args.others is None:
+        parser.error("--tune goes with --others")
     result = result_of(args)
     show(result)
     if args.json is not None:

@@ -1,7 +1,8 @@
 """The other half of decode.py: pyctcdecode and flashlight-text, run by a Python of their own, without Kvarts.
 
-Reads a job (JSON) that decode.py wrote, then from standard input the names of systems, a line each; answers each with
-the seconds that all utterances took, one after the other in one thread, and their texts.
+Reads a job (JSON) that decode.py wrote, then from standard input systems, a line of JSON each: a name and, if not those
+of the job, weights of pyctcdecode. Answers each with the seconds that all utterances took, one after the other in one
+thread, and their texts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 
-def pyctcdecode_system(job: dict[str, Any], with_model: bool, hotwords: list[str] | None) -> Callable[[Any], str]:
+def pyctcdecode_system(
+    job: dict[str, Any], with_model: bool, hotwords: list[str] | None, weights: dict[str, float] | None = None
+) -> Callable[[Any], str]:
     """Its beam search at the same beam, width, least log-probability and weights."""
     from pyctcdecode import build_ctcdecoder
 
@@ -27,9 +30,7 @@ def pyctcdecode_system(job: dict[str, Any], with_model: bool, hotwords: list[str
             labels,
             kenlm_model_path=job["arpa"],
             unigrams=job["unigrams"],
-            alpha=job["alpha"],
-            beta=job["beta"],
-            unk_score_offset=job["unk_score_offset"],
+            **(weights or job["weights"]),
         )
     else:
         decoder = build_ctcdecoder(labels)
@@ -60,8 +61,8 @@ def flashlight_system(job: dict[str, Any]) -> Callable[[Any], str]:
         beam_size=job["beam"],
         beam_size_token=len(job["alphabet"]) + 1,
         beam_threshold=job["width"],
-        lm_weight=job["alpha"] * np.log(10),  # its model speaks in logarithms to base 10
-        word_score=job["beta"],
+        lm_weight=job["weights"]["alpha"] * np.log(10),  # its model speaks in logarithms to base 10
+        word_score=job["weights"]["beta"],
         unk_score=-np.inf,
         sil_score=0,
         log_add=True,
@@ -86,18 +87,18 @@ def main() -> None:
     with np.load(job["log_probs"]) as arrays:
         sounds = [arrays[str(number)] for number in range(len(arrays.files))]
     make = {
-        "pyctcdecode beam": lambda: pyctcdecode_system(job, False, None),
-        "pyctcdecode beam + LM": lambda: pyctcdecode_system(job, True, None),
-        "pyctcdecode beam + LM + hot words": lambda: pyctcdecode_system(job, True, job["hotwords"]),
-        "flashlight-text lexicon + LM": lambda: flashlight_system(job),
+        "pyctcdecode beam": lambda weights: pyctcdecode_system(job, False, None),
+        "pyctcdecode beam + LM": lambda weights: pyctcdecode_system(job, True, None, weights),
+        "pyctcdecode beam + LM + hot words": lambda weights: pyctcdecode_system(job, True, job["hotwords"]),
+        "flashlight-text lexicon + LM": lambda weights: flashlight_system(job),
     }
     made: dict[str, Callable[[Any], str]] = {}
     for line in sys.stdin:
-        name = line.strip()
-        if name not in made:
-            made[name] = make[name]()
+        if line not in made:
+            asked = json.loads(line)
+            made[line] = make[asked["name"]](asked["weights"])
         started_s = time.perf_counter()
-        texts = [made[name](sound) for sound in sounds]
+        texts = [made[line](sound) for sound in sounds]
         print(json.dumps({"seconds": time.perf_counter() - started_s, "texts": texts}), flush=True)
 
 

@@ -24,7 +24,16 @@ from kvarts.alphabet import ALPHABET, BLANK_ID, NUM_CLASSES
 from kvarts.bootstrap import utterance_intervals
 from kvarts.checkpoint import save_weights
 from kvarts.cli import main
-from kvarts.confidence import Calibration, Evidence, evidence, fit_logistic, threshold_for, word_features, words_right
+from kvarts.confidence import (
+    Calibration,
+    CommandCalibration,
+    Evidence,
+    evidence,
+    fit_logistic,
+    threshold_for,
+    word_features,
+    words_right,
+)
 from kvarts.cutting import pieces
 from kvarts.decoding import WordFrames, greedy_words
 from kvarts.errors import CalibrationError, ModelFolderError, OutputError
@@ -39,7 +48,27 @@ from tones import ToneEngine, speak
 
 Floats = NDArray[np.float64]
 
-GREEDY = Calibration((0.5, 0.8, 0.3, -0.2), (-0.5, 0.7), 0.6, 0.4, 0.05, "greedy", "a" * 64, "tones", 100, 20)
+GREEDY = Calibration(
+    word_weights=(0.5, 0.8, 0.3, -0.2, 0.4, -0.6),
+    utterance_weights=(-0.5, 0.7),
+    word_threshold=0.6,
+    utterance_threshold=0.4,
+    false_accept_rate=0.05,
+    decoder="greedy",
+    model="a" * 64,
+    engine="tones",
+    num_words=100,
+    num_utterances=20,
+)
+COMMANDS = CommandCalibration(
+    command_weights=(2.0, 4.0),
+    utterance_threshold=0.5,
+    false_accept_rate=0.05,
+    decoder="grammar 123, space penalty 2",
+    model="a" * 64,
+    engine="tones",
+    num_utterances=20,
+)
 
 
 def logit(probability: float) -> float:
@@ -67,8 +96,12 @@ def test_features_worked_by_hand() -> None:
     words = greedy_words(log_probs)
     features = word_features(words, log_probs)
     # Of «дд» the higher counts, 0.8; the weakest run of «дд», «-», «а» is «а».
-    expected = [[logit(math.sqrt(0.8 * 0.6)), logit(0.6), math.log(2)], [logit(0.7), logit(0.7), 0]]
+    expected = [[logit(math.sqrt(0.8 * 0.6)), logit(0.6), math.log(2), 0, 0], [logit(0.7), logit(0.7), 0, 0, 0]]
     assert features == pytest.approx(np.array(expected), abs=1e-5)
+    doubted = [replace(words[0], posterior=0.3), replace(words[1], is_known=False)]
+    expected[0][3] = logit(0.3) - logit(1 - 1e-6)
+    expected[1][4] = 1
+    assert word_features(doubted, log_probs) == pytest.approx(np.array(expected), abs=1e-5)
     # The one frame outside: 0.05 among 33 labels, of which 32 are letters.
     assert confidence.letters_outside(words, log_probs) == pytest.approx(0.05 * 32 / 33, abs=1e-6)
 
@@ -81,15 +114,15 @@ def test_a_blank_can_be_the_weakest_place() -> None:
 def test_what_is_surer_than_float32_can_say() -> None:
     log_probs = np.full((1, NUM_CLASSES), -200, np.float32)
     log_probs[0, 1] = 0
-    [[sure, weakest, letters]] = word_features(greedy_words(log_probs), log_probs)
+    [[sure, weakest, *others]] = word_features(greedy_words(log_probs), log_probs)
     assert (sure, weakest) == (pytest.approx(logit(1 - 1e-6)), pytest.approx(logit(1 - 1e-6)))
-    assert letters == 0
-    assert np.isfinite(word_features([WordFrames("а", 0, 1, 0.0)], log_probs)).all()
+    assert others == [0, 0, 0]
+    assert np.isfinite(word_features([WordFrames("а", 0, 1, 0.0, posterior=0.0)], log_probs)).all()
 
 
 def test_no_words() -> None:
     quiet, doubtful = certain("--", [0.99, 0.99]), certain("--", [0.5, 0.4])
-    assert word_features([], quiet).shape == (0, 3)
+    assert word_features([], quiet).shape == (0, 5)
     assert GREEDY.apply([], quiet)[0] == []
     chances = [GREEDY.apply([], log_probs)[1] for log_probs in (quiet, doubtful, quiet[:0])]
     outside = 0.02 * 32 / 33
@@ -209,9 +242,9 @@ def simulated(
     for _ in range(utterances):
         count = generator.integers(words + 1)
         sure = generator.normal(2.5, 2, count)
-        features = np.column_stack(
-            [sure, sure - generator.exponential(1, count), np.log(generator.integers(1, 12, count))]
-        )
+        weakest, letters = sure - generator.exponential(1, count), np.log(generator.integers(1, 12, count))
+        posterior, unknown = -generator.exponential(2, count), generator.random(count) < 0.3
+        features = np.column_stack([sure, weakest, letters, posterior, unknown])
         right = generator.random(count) < logistic(truth[0] + features @ np.array(truth[1:]))
         outside = generator.exponential(letters_outside)
         found.append(Evidence(features, outside, right, bool(right.all() and generator.random() < math.exp(-outside))))
@@ -219,7 +252,7 @@ def simulated(
 
 
 def test_known_weights_come_back() -> None:
-    truth = (-1.0, 0.5, 0.4, -0.3)
+    truth = (-1.0, 0.5, 0.4, -0.3, 0.2, -0.5)
     known = simulated(truth, utterances=8000, seed=0)
     words, utterances = confidence.fit(known)
     features = np.concatenate([utterance.features for utterance in known])
@@ -233,8 +266,8 @@ def test_known_weights_come_back() -> None:
 
 
 def test_what_was_right_already_is_left_alone_and_what_was_too_sure_is_mended() -> None:
-    honest = simulated((0.0, 1.0, 0.0, 0.0), utterances=600, seed=1)
-    boastful = simulated((-1.5, 0.5, 0.0, 0.0), utterances=600, seed=2)
+    honest = simulated((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), utterances=600, seed=1)
+    boastful = simulated((-1.5, 0.5, 0.0, 0.0, 0.0, 0.0), utterances=600, seed=2)
     for known, bad in ((honest, False), (boastful, True)):
         before, after = confidence.raw_scores(known), confidence.cross_validated_scores(known)
         errors = [
@@ -254,7 +287,7 @@ def test_what_was_right_already_is_left_alone_and_what_was_too_sure_is_mended() 
 def test_no_utterance_is_scored_by_what_it_was_fitted_to() -> None:
     # 20 utterances whose features say nothing: in sample they seem to, and out of sample a right one is held for
     # wronger than a wrong one, for the others have one of its kind less.
-    known = [Evidence(np.zeros((3, 3)), 0.0, np.full(3, number % 2 == 0), number % 2 == 0) for number in range(20)]
+    known = [Evidence(np.zeros((3, 5)), 0.0, np.full(3, number % 2 == 0), number % 2 == 0) for number in range(20)]
     words, utterances = confidence.cross_validated_scores(known)
     assert confidence.area_under_curve(words.confidences, words.right) < 0.5
     assert words.utterance.tolist() == [number for number in range(20) for _ in range(3)]
@@ -285,7 +318,7 @@ def test_too_little_data(utterances: int, words: int, right: int, message: str) 
 
 def test_just_enough_data() -> None:
     are_right = np.arange(50) < 1
-    known = [Evidence(np.zeros((5, 3)), 0, part, False) for part in np.array_split(are_right, 10)]
+    known = [Evidence(np.zeros((5, 5)), 0, part, False) for part in np.array_split(are_right, 10)]
     confidence.check_enough(known)
     words, utterances = confidence.fit(known)
     assert np.isfinite([*words, *utterances]).all()
@@ -412,8 +445,8 @@ def test_apply_keeps_texts_and_frames_and_follows_the_formula() -> None:
 
 @lru_cache
 def fitted_on_little() -> list[Calibration]:
-    fitted = [confidence.fit(simulated((-1, 0.6, 0.3, -0.5), 15, seed)) for seed in range(8)]
-    fitted.append(confidence.fit(simulated((1, -0.6, -0.3, -0.5), 60, 0)))  # who is surer is wrong: held at 0
+    fitted = [confidence.fit(simulated((-1, 0.6, 0.3, -0.5, 0.2, -1), 15, seed)) for seed in range(8)]
+    fitted.append(confidence.fit(simulated((1, -0.6, -0.3, -0.5, -0.2, 0), 60, 0)))  # who is surer is wrong: held at 0
     return [replace(GREEDY, word_weights=tuple(w), utterance_weights=tuple(u)) for w, u in fitted]
 
 
@@ -426,6 +459,8 @@ def test_no_confidence_falls_where_the_raw_one_rises(raw: list[float], data: st.
     number = data.draw(st.integers(0, len(raw) - 1))
     surer = [*words]
     surer[number] = replace(words[number], confidence=data.draw(st.floats(raw[number], 1)))
+    if data.draw(st.booleans()):
+        words[number] = replace(words[number], posterior=data.draw(st.floats(0.01, 1)))
     (before, whole_before), (after, whole_after) = (calibration.apply(each, log_probs) for each in (words, surer))
     assert after[number].confidence >= before[number].confidence
     assert whole_after >= whole_before
@@ -438,21 +473,34 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     calibration.save(path)
     assert Calibration.load(path) == calibration
     assert "язык" in path.read_text(encoding="utf-8")
+    COMMANDS.save(path)
+    assert CommandCalibration.load(path) == COMMANDS
+    with pytest.raises(CalibrationError, match="a calibration of commands, not of words"):
+        Calibration.load(path)
     with pytest.raises(OutputError):
         GREEDY.save(path / "below")
+
+
+def test_confidence_of_a_score() -> None:
+    for score in (0.0, -0.5, -1000.0):
+        assert COMMANDS.confidence(score) == pytest.approx(1 / (1 + math.exp(-(2 + 4 * score))) if score > -9 else 0)
+    assert COMMANDS.confidence(-math.inf) == 0
+    assert replace(COMMANDS, command_weights=(0.0, 0.0)).confidence(-math.inf) == 0.5
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kvarts_calibration": 2}, r"format 2, here 1\); calibrate again"),
+        ({"kvarts_calibration": 1}, r"format 1, here 2\); calibrate again"),
+        ({"of": "commands"}, "a calibration of commands, not of words; a grammar takes one that kvarts calibrate"),
+        ({"of": None}, "a calibration of None, not of words"),
         ({"kvarts_calibration": None}, "no calibration; name a file"),
         ({"kvarts_calibration": True}, "no calibration; name a file"),
         ({"normaliser_version": "0"}, r"normaliser 0, here 1\); calibrate again"),
-        ({"word_weights": [1, 2, 3]}, r'damaged \("word_weights" must be 4 numbers'),
-        ({"word_weights": [1, 2, 3, math.nan]}, '"word_weights" must be 4 numbers'),
-        ({"word_weights": [1, 2, 3, "4"]}, '"word_weights" must be 4 numbers'),
-        ({"word_weights": None}, '"word_weights" must be 4 numbers'),
+        ({"word_weights": [1, 2, 3]}, r'damaged \("word_weights" must be 6 numbers'),
+        ({"word_weights": [1, 2, 3, 4, 5, math.nan]}, '"word_weights" must be 6 numbers'),
+        ({"word_weights": [1, 2, 3, 4, 5, "6"]}, '"word_weights" must be 6 numbers'),
+        ({"word_weights": None}, '"word_weights" must be 6 numbers'),
         ({"utterance_weights": [1, True]}, '"utterance_weights" must be 2 numbers'),
         ({"utterance_weights": [1, 10**400]}, '"utterance_weights" must be 2 numbers'),
         ({"word_threshold": math.inf}, '"word_threshold" must be a number'),
@@ -643,6 +691,10 @@ def test_calibrate_shows_the_figures_of_a_test_set(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--manifest", "val.jsonl", "--grammar", "none.grammar"], "none.grammar: could not be read"),
+        (["--manifest", "val.jsonl", "--grammar", "g.grammar", "--lm", "a"], "--grammar is a decoder of its own"),
+        (["--manifest", "small.jsonl", "--grammar", "g.grammar"], "too little to calibrate on (6 utterances)"),
+        (["--manifest", "val.jsonl", "--grammar", "g.grammar"], "none of the 24 commands found is right"),
         (["--manifest", "small.jsonl"], "too little to calibrate on (6 utterances, 18 recognised words)"),
         (["--manifest", "right.jsonl"], "none of the 72 recognised words is wrong"),
         (["--manifest", "none.jsonl"], "none.jsonl: no such manifest"),
@@ -662,6 +714,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     monkeypatch.chdir(data)
     Path("lost.jsonl").write_text('{"audio_filepath": "lost.wav", "text": "да", "duration": 1}', encoding="utf-8")
+    Path("g.grammar").write_text("[a]\nне то\n", encoding="utf-8")
     assert calibrate(data, "-o", "unwritten.json", *arguments) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""

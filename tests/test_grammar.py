@@ -23,7 +23,7 @@ from kvarts.errors import ConfigError, GrammarError
 from kvarts.grammar import Grammar, Meaning
 from kvarts.grammar_check import compared_phrases, sound, sound_alikes
 from kvarts.grammar_metrics import Outcome, confusions, outcome, render_table, score, threshold
-from kvarts.grammar_search import Command, GrammarSearch, ScoreCalibration
+from kvarts.grammar_search import Command, GrammarSearch
 
 LIGHT = """
 # a comment
@@ -486,14 +486,15 @@ def test_silence_is_no_command(compiled: bool, frames: int) -> None:
     assert (command.score == -math.inf) == (frames < 4)
 
 
-def test_confidence_by_a_calibration() -> None:
-    calibration = ScoreCalibration(slope=4.0, offset=2.0)
-    for value in (0.0, -0.5, -3.0):
-        assert calibration(value) == pytest.approx(1 / (1 + math.exp(-(4 * value + 2))))
-    assert calibration(-math.inf) == 0
-    assert ScoreCalibration(0.0, 0.0)(-math.inf) == 0.5
-    search = GrammarSearch(Grammar("[yes]\nда\n"), calibration=calibration)
-    assert search.search(said(["д", "а"])).confidence == pytest.approx(1 / (1 + math.exp(-2)))
+def test_a_description_says_what_scores_depend_on() -> None:
+    def described(text: str, name: str = "a", **options: float) -> str:
+        return GrammarSearch(Grammar(text, name), **options).description
+
+    yes = described("[yes]\nда\n")
+    # Neither where the file lies, nor from which score on a command is accepted.
+    assert described("[yes]\nда\n", "b", unknown_penalty=3.0) == yes
+    others = {described("[no]\nда\n"), described("[yes]\nдай\n"), described("[yes]\nда\n", space_penalty=1.0)}
+    assert len({yes, *others}) == 4
 
 
 def test_refuses_shapes_and_penalties() -> None:

@@ -306,13 +306,19 @@ def test_an_exported_model_gets_the_decoder_too(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_calibration_belongs_to_a_decoder(model: Path) -> None:
     about = {"model": model_identity(model), "engine": "torch cpu", "num_words": 9, "num_utterances": 3}
-    values = ((0.5, 0.8, 0.3, -0.2), (-0.5, 0.7), 0.6, 0.4, 0.05)
+    values = {
+        "word_weights": (0.5, 0.8, 0.3, -0.2, 0.0, 0.0),
+        "utterance_weights": (-0.5, 0.7),
+        "word_threshold": 0.6,
+        "utterance_threshold": 0.4,
+        "false_accept_rate": 0.05,
+    }
     beam = search_of("--beam 9")
-    Calibration(*values, decoder="greedy", **about).save(Path("greedy.json"))
-    Calibration(*values, decoder=beam.description, **about).save(Path("beam.json"))
+    Calibration(**values, decoder="greedy", **about).save(Path("greedy.json"))
+    Calibration(**values, decoder=beam.description, **about).save(Path("beam.json"))
     for line in ("--calibration greedy.json", "--calibration beam.json --beam 9"):
         calibration = recogniser_of(parsed(f"--model {model} {line}")).calibration
-        assert calibration is not None
+        assert isinstance(calibration, Calibration)
         assert calibration.num_words == 9
     for line in ("--calibration beam.json", "--calibration greedy.json --beam 9", "--calibration beam.json --beam 8"):
         with pytest.raises(CalibrationError, match="decoder"):

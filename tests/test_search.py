@@ -18,7 +18,7 @@ from kvarts.decoding import greedy_words
 from kvarts.errors import ConfigError
 from kvarts.hotwords import hotwords
 from kvarts.ngram import train
-from kvarts.search import BeamSearch, Weights, align, align_words
+from kvarts.search import BeamSearch, Hypothesis, Weights, align, align_words, word_posteriors
 from test_hotwords import counted
 
 HAS_C = search._library() is not None
@@ -293,3 +293,44 @@ def test_other_weights_are_as_if_made_with_them(model, is_compiled):
     ).hypotheses(log_probs, 3)
     assert once.hypotheses(log_probs, 3) == before
     assert once.weighing(weights).hypotheses(log_probs, 3) != before
+
+
+def hypothesis(text, probability):
+    return Hypothesis(tuple(encode(text)), math.log(probability) - 3, 3.0)
+
+
+def test_posteriors_worked_by_hand():
+    found = [hypothesis("а б а", 0.4), hypothesis("а аб а", 0.2), hypothesis("б а", 0.1), hypothesis("а б а б", 0.1)]
+    # «а» is missed in the third alone, «б» another word in the second; what comes behind the last does not matter.
+    assert word_posteriors(found) == pytest.approx([0.7 / 0.8, 0.6 / 0.8, 1])
+    assert word_posteriors([hypothesis("а б", 1e-300)]) == [1, 1]
+    assert word_posteriors([hypothesis("", 0.5), hypothesis("а", 0.5)]) == []
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from("аб"), max_size=5), st.floats(1e-9, 1)), min_size=1, max_size=8))
+def test_a_posterior_is_a_share(texts):
+    found = [hypothesis(" ".join(words), probability) for words, probability in texts]
+    posteriors = word_posteriors(found)
+    total = sum(probability for _, probability in texts)
+    assert len(posteriors) == len(texts[0][0])
+    assert all(texts[0][1] / total - 1e-9 <= posterior <= 1 for posterior in posteriors)
+    # A text without any of the words of the first takes its share from all of them.
+    with_another = word_posteriors([*found, hypothesis("ааа", total)])
+    assert with_another == pytest.approx([posterior / 2 for posterior in posteriors])
+
+
+@ways
+def test_words_with_posteriors_are_those_without(model, is_compiled):
+    draw = np.random.default_rng(4)
+    found = BeamSearch(language_model=model, is_compiled=is_compiled)
+    doubted = 0
+    for frames in (0, 3, 12, 30):
+        log_probs = sound(draw, frames)
+        words = found.with_posteriors(log_probs)
+        assert [replace(word, posterior=1.0, is_known=True) for word in words] == found(log_probs)
+        assert all(word.is_known == (word.text in model.words) for word in words)
+        assert [word.posterior for word in words] == word_posteriors(found.hypotheses(log_probs, 20))[: len(words)]
+        doubted += sum(word.posterior < 0.99 for word in words)
+    assert doubted
+    free = BeamSearch(is_compiled=is_compiled).with_posteriors(sound(draw, 20))
+    assert all(word.is_known for word in free)

@@ -46,6 +46,8 @@ def test_it_is_the_tree_of_dictionaries(words: list[str]) -> None:
     for text, node in nodes.items():
         assert tree.depth[node] == len(text)
         assert tree.word[node] == last.get(text, -1)
+        assert tree.has(text) == (text in last)
+        assert not tree.has(text + "ъъъъъъъ")
         following = [letter for letter in ALPHABET if text + letter in expected]
         assert [label for label in range(64) if int(tree.mask[node]) >> label & 1] == encode("".join(following))
         # What search.c counts on: children lie side by side, behind their parent, in the order of their labels.

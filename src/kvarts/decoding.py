@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvarts.alphabet import ALPHABET, BLANK_ID
+
+if TYPE_CHECKING:
+    from kvarts.grammar_search import Command
 
 _LABELS = np.array(list(ALPHABET))
 _SPACE_ID = ALPHABET.index(" ")
@@ -22,16 +25,30 @@ class WordFrames:
     Attributes:
         start, stop: encoded frames, from that of its first letter to the one behind its last.
         confidence: geometric mean over its letters of each one's probability where it is highest, in (0, 1].
+        posterior: share that texts with this word in this place have of the probability of the best texts, in (0, 1];
+            1 where a decoder gives but one text or was not asked.
+        is_known: whether it is in the vocabulary, if there is one.
     """
 
     text: str
     start: int
     stop: int
     confidence: float
+    posterior: float = 1.0
+    is_known: bool = True
 
 
 # From one utterance's log-probabilities (time, 34) to its words. It may be called from several threads at once.
 Decoder = Callable[[NDArray[np.float32]], list[WordFrames]]
+
+
+@runtime_checkable
+class CommandDecoder(Protocol):
+    """A decoder that finds a command, with its meaning: `kvarts.grammar_search.GrammarSearch`."""
+
+    def search(self, log_probs: NDArray[np.float32]) -> Command:
+        """The command in log_probs (time, 34) of one utterance."""
+        ...
 
 
 def greedy(log_probs: NDArray[np.floating[Any]], lengths: ArrayLike) -> list[str]:

@@ -25,7 +25,7 @@ from kvarts.error_counts import ErrorCounts, char_errors, word_errors
 from kvarts.errors import AudioError, ConfigError, ManifestError, listing
 from kvarts.files import atomic_text_writer, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
-from kvarts.recogniser_options import add_decoder_arguments, add_model_arguments
+from kvarts.recogniser_options import add_decoder_arguments, add_grammar_arguments, add_model_arguments, positive_number
 from kvarts.text import NORMALISER_VERSION
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-duration-s",
         metavar="N",
-        type=_positive_number,
+        type=positive_number,
         default=BATCH_DURATION_S,
         help="seconds of sound in a batch, padding included (default: %(default)g); less needs less memory",
     )
@@ -295,23 +295,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     streaming.add_argument(
         "--chunk-s",
         metavar="N",
-        type=_positive_number,
+        type=positive_number,
         nargs="+",
         help="seconds of sound that come at a time, a row each (default: 0.02 0.1 0.32 1 2)",
     )
-    grammar = parser.add_argument_group("command grammar")
-    grammar.add_argument(
-        "--grammar",
-        metavar="FILE",
-        type=Path,
-        help="find its commands; texts that are none of its phrases count as speech that must not be taken for one",
-    )
-    grammar.add_argument(
-        "--unknown-below",
-        metavar="P",
-        type=_positive_number,
-        help="a command whose score is lower than -P is [unk] (default: 2)",
-    )
+    grammar = add_grammar_arguments(parser)
+    grammar.description = "Texts that are no phrase of it count as speech that must not be taken for a command."
     grammar.add_argument(
         "--false-accepts-per-hour",
         metavar="N",
@@ -326,12 +315,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kvarts import hotword_metrics
-    from kvarts.recogniser_options import decoder_options, recogniser_of
+    from kvarts.recogniser_options import recogniser_of
 
     if args.streaming and args.grammar is not None:
         args.usage_error("--streaming and --grammar are measured one at a time")
-    if args.grammar is not None and decoder_options(args):
-        args.usage_error(f"--grammar is a decoder of its own; leave out {', '.join(decoder_options(args))}")
     if args.chunk_s is not None and not args.streaming:
         args.usage_error("--chunk-s goes with --streaming")
     threshold = (args.unknown_below, args.false_accepts_per_hour)
@@ -409,13 +396,11 @@ def _run_streaming(
 
 
 def _run_grammar(args: argparse.Namespace, manifests: Mapping[str, Path], console: Console) -> int:
-    from kvarts.grammar import Grammar
     from kvarts.grammar_metrics import Outcome, outcomes, render_table, score, threshold
-    from kvarts.grammar_search import DEFAULT_UNKNOWN_PENALTY, GrammarSearch
-    from kvarts.recogniser_options import recogniser_of
+    from kvarts.recogniser_options import grammar_search_of, recogniser_of
 
-    penalty = DEFAULT_UNKNOWN_PENALTY if args.unknown_below is None else args.unknown_below
-    search = GrammarSearch(Grammar.load(args.grammar), unknown_penalty=penalty)
+    search = grammar_search_of(args)
+    penalty = search.unknown_penalty
     recognizer = recogniser_of(args, search)
     read = {name: _checked_manifest(path) for name, path in manifests.items()}
     found: dict[str, list[Outcome]] = {
@@ -560,11 +545,4 @@ def _not_negative_number(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return value
-
-
-def _positive_number(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from kvarts.errors import OutputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @contextmanager
@@ -86,6 +89,14 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_of(*parts: str | NDArray[Any]) -> str:
+    """12 hexadecimal digits that tell texts and arrays from others."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\n" if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def cache_dir() -> Path | None:

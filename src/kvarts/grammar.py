@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from kvarts.alphabet import ALPHABET, encode, foreign_characters
 from kvarts.errors import ConfigError, GrammarError, listing
+from kvarts.files import digest_of
 from kvarts.text import normalise
 
 Ints = NDArray[np.int32]
@@ -168,6 +169,7 @@ class Grammar:
         shortest, longest: letters of its shortest and longest text, without spaces.
         graph: for `kvarts.grammar_search.GrammarSearch`.
         warnings: what is no mistake but looks like one, as ``file:line: …``.
+        digest: of its text and its graph, which depends on the forms that the morphology gives.
 
     Example:
         >>> grammar = Grammar("[light_on]\\nвключи свет {room}\\n{room}:\\nkitchen: на кухне | в кухне")
@@ -203,6 +205,7 @@ class Grammar:
         self.num_phrases = self._counts[self._root]
         self.shortest, self.longest = _lengths_in_letters(self._states, self._root)
         self.graph = _letter_graph(self._states, self._root, name)
+        self.digest = digest_of(text, self.graph.labels, self.graph.parents)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Grammar:

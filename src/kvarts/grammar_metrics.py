@@ -41,6 +41,11 @@ class Outcome:
     meaning: Meaning | None
     command: Command
 
+    @property
+    def is_right(self) -> bool:
+        """Whether the best command has the meaning of the text."""
+        return self.meaning is not None and self.meaning == Meaning(self.command.intent or "", self.command.slots)
+
 
 @dataclass(frozen=True)
 class GrammarEvaluation:
@@ -174,7 +179,7 @@ def score(found: Sequence[Outcome], unknown_penalty: float, *, name: str) -> Gra
         name=name,
         unknown_penalty=unknown_penalty,
         commands=len(inside),
-        exact=sum(meaning == Meaning(command.intent or "", command.slots) for meaning, command in accepted),
+        exact=sum(one.is_right and _accepted(one, unknown_penalty) is not None for one in found),
         right_slots=sum(meaning.slots == command.slots for meaning, command in accepted),
         right_intents=sum(meaning.intent == command.intent for meaning, command in accepted),
         rejected=len(inside) - len(accepted),
@@ -214,7 +219,7 @@ def confusions(found: Sequence[Outcome], unknown_penalty: float) -> Counter[tupl
     for one in found:
         if one.meaning is not None:
             command = _accepted(one, unknown_penalty)
-            if command is None or one.meaning != Meaning(command.intent or "", command.slots):
+            if command is None or not one.is_right:
                 pairs[normalise(one.text), UNKNOWN if command is None else command.text] += 1
     return pairs
 

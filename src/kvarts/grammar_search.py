@@ -60,7 +60,7 @@ class Command:
         words: of the text, with their encoded frames; «[unk]» is one word.
         score: the best command's log-likelihood ratio to the free best path, for each of its letters, at most 0; it is
             the same whether that command was accepted or not. -inf if the sound is too short for any.
-        confidence: in [0, 1], that the best command was said; see `GrammarSearch`.
+        confidence: exp(score), which is no probability; `kvarts.confidence.CommandCalibration` makes one of the score.
     """
 
     intent: str | None
@@ -69,20 +69,6 @@ class Command:
     words: tuple[WordFrames, ...]
     score: float
     confidence: float
-
-
-@dataclass(frozen=True)
-class ScoreCalibration:
-    """Makes a probability of a score: 1 / (1 + exp(-(slope · score + offset)))."""
-
-    slope: float
-    offset: float
-
-    def __call__(self, score: float) -> float:
-        """In [0, 1]."""
-        # As tanh, which no score makes overflow. -inf · 0 would be no number.
-        logit = self.offset + (self.slope * score if self.slope else 0.0)
-        return 0.5 + 0.5 * math.tanh(logit / 2)
 
 
 class GrammarSearch:
@@ -103,15 +89,12 @@ class GrammarSearch:
         *,
         unknown_penalty: float = DEFAULT_UNKNOWN_PENALTY,
         space_penalty: float = DEFAULT_SPACE_PENALTY,
-        calibration: ScoreCalibration | None = None,
     ) -> None:
         """Args:
             unknown_penalty: nats a letter; a command whose score is lower than minus that is «[unk]».
                 `kvarts.grammar_metrics` finds it for a wanted number of false accepts; inf accepts whatever can be a
                 command.
             space_penalty: nats for a space that is not heard; inf demands each.
-            calibration: for `Command.confidence`; without one that is exp(score), no probability, but 1 where the
-                command is what the network heard and lower the less it is.
 
         Raises:
             ConfigError: a penalty is negative or no number.
@@ -122,12 +105,11 @@ class GrammarSearch:
         self.grammar = grammar
         self.unknown_penalty = unknown_penalty
         self.space_penalty = space_penalty
-        self.calibration: ScoreCalibration | None = calibration
 
     @property
     def description(self) -> str:
         """What confidences depend on, for `kvarts.confidence`."""
-        return f"grammar {self.grammar.name}, penalties {self.unknown_penalty:g} and {self.space_penalty:g}"
+        return f"grammar {self.grammar.digest}, space penalty {self.space_penalty:g}"
 
     def __call__(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
         """The words of `search`, as `kvarts.decoding.Decoder` wants them."""
@@ -166,16 +148,13 @@ class GrammarSearch:
         losses = scores - scores.max(axis=1, keepdims=True) if len(scores) else scores
         total, path = _best_path(self.grammar.graph, losses, self.space_penalty)
         if not math.isfinite(total):
-            return Command(None, {}, "", (), -math.inf, self._confidence(-math.inf))
+            return Command(None, {}, "", (), -math.inf, 0.0)
         words = _words(self.grammar.graph, path, scores)
         text = " ".join(word.text for word in words)
         meaning = self.grammar.parse(text)
         assert meaning is not None, f"the graph has a path {text!r} that is no phrase"
         score = total / sum(len(word.text) for word in words)
-        return Command(meaning.intent, meaning.slots, text, words, score, self._confidence(score))
-
-    def _confidence(self, score: float) -> float:
-        return math.exp(score) if self.calibration is None else self.calibration(score)
+        return Command(meaning.intent, meaning.slots, text, words, score, math.exp(score))
 
 
 def _best_path(graph: LetterGraph, losses: NDArray[np.float32], space_penalty: float) -> tuple[float, list[int]]:

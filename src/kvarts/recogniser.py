@@ -1,4 +1,4 @@
-"""The recogniser: audio in, text out, without PyTorch. `Recognizer._words` is the way from waveform to text."""
+"""The recogniser: audio in, text out, without PyTorch. `Recognizer._understand` is the way from waveform to text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
@@ -20,7 +20,7 @@ from kvarts import cutting
 from kvarts.audio import audio_blocks, resampled
 from kvarts.checks import too_short
 from kvarts.cutting import Piece
-from kvarts.decoding import Decoder, WordFrames, greedy_words
+from kvarts.decoding import CommandDecoder, Decoder, WordFrames, greedy_words
 from kvarts.engines import Engine, cpu_threads
 from kvarts.errors import AudioError
 from kvarts.features import N_MELS, check_waveform, log_mel
@@ -28,11 +28,13 @@ from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames, seconds_of_en
 from kvarts.progress import chain_ahead
 
 if TYPE_CHECKING:
-    from kvarts.confidence import Calibration
+    from kvarts.confidence import Calibration, CommandCalibration
+    from kvarts.grammar_search import Command
     from kvarts.streaming import Stream, StreamSettings
 
 Waveform = NDArray[np.float32]
 Tag = TypeVar("Tag")
+Timed = TypeVar("Timed", "Word", "SpokenCommand")
 
 _LARGEST_BATCH = 120 * SAMPLE_RATE  # samples with padding; some 4 MB of features and a few times that in the network
 _LARGEST_GROUP = 200 * SAMPLE_RATE  # samples from which batches are made; with 120 s they fit worse, 10 % slower
@@ -52,6 +54,29 @@ class Word:
     text: str
     start_s: float
     end_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenCommand:
+    """What a grammar found in a recording, or in a piece of it.
+
+    Attributes:
+        intent: None if it was no command of the grammar; the text is then «[unk]».
+        slots: values by name.
+        start_s, end_s: from its first word to its last, seconds from the beginning of the audio.
+        score: the best command's log-likelihood ratio to what the network would rather hear, for each letter, at most
+            0; of «[unk]» too.
+        confidence: in [0, 1]: the probability that the best command was meant, if the recogniser has a calibration;
+            else exp(score).
+    """
+
+    intent: str | None
+    slots: Mapping[str, str]
+    text: str
+    start_s: float
+    end_s: float
+    score: float
     confidence: float
 
 
@@ -80,6 +105,7 @@ class PieceResult:
     Attributes:
         start_s, end_s: of the piece, seconds from the beginning of the recording; its words count from there too.
         confidence: the probability that all of it is right; None without a calibration.
+        command: None unless the decoder has a grammar, and where nothing was heard.
     """
 
     start_s: float
@@ -87,6 +113,7 @@ class PieceResult:
     words: tuple[Word, ...]
     timings: Timings
     confidence: float | None = None
+    command: SpokenCommand | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +123,7 @@ class Result:
     Attributes:
         confidence: the probability that all of it is right, nothing missed; where it was cut into pieces of 30 s at
             most, the product of theirs. None without a calibration.
+        commands: with a grammar that of each piece in which something was heard, so of a short recording at most one.
     """
 
     text: str
@@ -103,6 +131,16 @@ class Result:
     duration_s: float
     timings: Timings
     confidence: float | None = None
+    commands: tuple[SpokenCommand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What was understood of one utterance, with times from its beginning; otherwise as `PieceResult`."""
+
+    words: tuple[Word, ...]
+    confidence: float | None
+    command: SpokenCommand | None
 
 
 class Recognizer:
@@ -119,7 +157,7 @@ class Recognizer:
         engine: Engine,
         threads: int | None = None,
         decoder: Decoder = greedy_words,
-        calibration: Calibration | None = None,
+        calibration: Calibration | CommandCalibration | None = None,
     ) -> None:
         if calibration is not None:
             calibration.check(decoder)
@@ -138,7 +176,7 @@ class Recognizer:
         precision: str | None = None,
         threads: int | None = None,
         decoder: Decoder = greedy_words,
-        calibration: Calibration | None = None,
+        calibration: Calibration | CommandCalibration | None = None,
     ) -> Recognizer:
         """A recogniser from a folder that `kvarts export` wrote.
 
@@ -149,8 +187,9 @@ class Recognizer:
                 at no noticeable loss, see `kvarts.model_folder.default_precision`.
             threads: of the engine, of reading, of features and of the decoder; None: all processors that this process
                 may use.
-            decoder: greedy, or a `kvarts.search.BeamSearch`.
+            decoder: greedy, a `kvarts.search.BeamSearch`, or a `kvarts.grammar_search.GrammarSearch` for commands.
             calibration: that `kvarts calibrate` wrote for this model and decoder; confidences are then probabilities.
+                Of a grammar it is a `kvarts.confidence.CommandCalibration`.
 
         Raises:
             ModelFolderError: no such folder, a file is missing, damaged or was altered.
@@ -268,35 +307,35 @@ class Recognizer:
         samples = sum(len(piece.waveform) for piece in group)
         results: dict[int, PieceResult] = {}
         for batch in _batches([len(piece.waveform) for piece in group]):
-            words, seconds = self._words([group[number].waveform for number in batch])
+            understood, seconds = self._understand([group[number].waveform for number in batch])
             batch_samples = sum(len(group[number].waveform) for number in batch)
-            for number, (found, confidence) in zip(batch, words, strict=True):
+            for number, found in zip(batch, understood, strict=True):
                 piece, length = group[number], len(group[number].waveform)
                 timings = Timings(
                     read_s * length / samples, *(part_s * length / batch_samples for part_s in seconds)
                 )
+                start_s = piece.start / SAMPLE_RATE
                 results[number] = PieceResult(
-                    start_s=piece.start / SAMPLE_RATE,
+                    start_s=start_s,
                     end_s=(piece.start + length) / SAMPLE_RATE,
-                    words=tuple(_later(word, piece.start / SAMPLE_RATE) for word in found),
+                    words=tuple(_later(word, start_s) for word in found.words),
                     timings=timings,
-                    confidence=confidence,
+                    confidence=found.confidence,
+                    command=None if found.command is None else _later(found.command, start_s),
                 )
         return [results[number] for number in range(len(group))]
 
-    def _words(
-        self, waveforms: Sequence[Waveform]
-    ) -> tuple[list[tuple[tuple[Word, ...], float | None]], tuple[float, float, float]]:
-        """The way from waveforms (samples,) at 16 kHz to words, see `confident`; and the seconds of its three parts."""
+    def _understand(self, waveforms: Sequence[Waveform]) -> tuple[list[Understood], tuple[float, float, float]]:
+        """The way from waveforms (samples,) at 16 kHz to words; and the seconds of its three parts."""
         started_s = time.perf_counter()
         # One after the other in this thread costs 30 % more with two processors, and a lone one needs no other thread.
         features = list(self._pool.map(log_mel, waveforms) if len(waveforms) > 1 else map(log_mel, waveforms))
         features_s = time.perf_counter()
         log_probs = self.log_probs(features)
         network_s = time.perf_counter()
-        words = self.confident(log_probs)
+        understood = self.understood(log_probs)
         decoded_s = time.perf_counter()
-        return words, (features_s - started_s, network_s - features_s, decoded_s - network_s)
+        return understood, (features_s - started_s, network_s - features_s, decoded_s - network_s)
 
     def log_probs(self, features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """One batch of log-mel features, (frames, 64) each, to log-probabilities, (encoded frames, 34) each."""
@@ -316,28 +355,49 @@ class Recognizer:
 
     def decoded(self, log_probs: Sequence[NDArray[np.float32]]) -> list[tuple[Word, ...]]:
         """The words of each utterance of what `log_probs` gave, with times from its beginning."""
-        return [words for words, _ in self.confident(log_probs)]
+        return [found.words for found in self.understood(log_probs)]
 
-    def confident(self, log_probs: Sequence[NDArray[np.float32]]) -> list[tuple[tuple[Word, ...], float | None]]:
-        """As `decoded`, and beside the words of each utterance its confidence; None without a calibration."""
+    def understood(self, log_probs: Sequence[NDArray[np.float32]]) -> list[Understood]:
+        """What is understood of each utterance of what `log_probs` gave."""
+        # The greedy decoder holds the interpreter and takes less than a thread's start.
+        alone = self.decoder is greedy_words or len(log_probs) < 2
+        return list(map(self._understood, log_probs) if alone else self._pool.map(self._understood, log_probs))
 
+    def _understood(self, log_probs: NDArray[np.float32]) -> Understood:
+        if isinstance(self.decoder, CommandDecoder):
+            return self._understood_command(self.decoder.search(log_probs))
+        if self.calibration is None:
+            return Understood(self._timed(self.decoder(log_probs)), None, None)
+        from kvarts.confidence import Calibration, evidenced
+
+        assert isinstance(self.calibration, Calibration), "checked when the recogniser was made"
+        words, confidence = self.calibration.apply(evidenced(self.decoder, log_probs), log_probs)
+        return Understood(self._timed(words), confidence, None)
+
+    def _understood_command(self, command: Command) -> Understood:
+        """Where there is a calibration, each word is as sure as all of the command: it is right or wrong as a whole."""
+        confidence = None
+        words = command.words
+        if self.calibration is not None:
+            from kvarts.confidence import CommandCalibration
+
+            assert isinstance(self.calibration, CommandCalibration), "checked when the recogniser was made"
+            confidence = self.calibration.confidence(command.score)
+            words = tuple(replace(word, confidence=confidence) for word in words)
+        timed = self._timed(words)
+        if not timed:
+            return Understood(timed, confidence, None)
+        sure = command.confidence if confidence is None else confidence
+        spoken = SpokenCommand(
+            *(command.intent, command.slots, command.text, timed[0].start_s, timed[-1].end_s, command.score, sure)
+        )
+        return Understood(timed, confidence, spoken)
+
+    def _timed(self, words: Iterable[WordFrames]) -> tuple[Word, ...]:
         def seconds(frame: int) -> float:
             return seconds_of_encoded(frame, self.engine.stride)
 
-        found = []
-        for matrix, words in zip(log_probs, self.word_frames(log_probs), strict=True):
-            confidence = None
-            if self.calibration is not None:
-                words, confidence = self.calibration.apply(words, matrix)
-            timed = (Word(word.text, seconds(word.start), seconds(word.stop), word.confidence) for word in words)
-            found.append((tuple(timed), confidence))
-        return found
-
-    def word_frames(self, log_probs: Sequence[NDArray[np.float32]]) -> list[list[WordFrames]]:
-        """What the decoder finds in each utterance of what `log_probs` gave; never calibrated."""
-        # The greedy decoder holds the interpreter and takes less than a thread's start.
-        alone = self.decoder is greedy_words or len(log_probs) < 2
-        return list(map(self.decoder, log_probs) if alone else self._pool.map(self.decoder, log_probs))
+        return tuple(Word(word.text, seconds(word.start), seconds(word.stop), word.confidence) for word in words)
 
 
 def text_of(words: Sequence[Word]) -> str:
@@ -431,16 +491,22 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _later(word: Word, seconds: float) -> Word:
+def _later(timed: Timed, seconds: float) -> Timed:
     # Whole hundredths, the grid of the features: 30.04 + 0.04 is 30.08 and not 30.080000000000002.
-    return replace(word, start_s=round(word.start_s + seconds, 2), end_s=round(word.end_s + seconds, 2))
+    return replace(timed, start_s=round(timed.start_s + seconds, 2), end_s=round(timed.end_s + seconds, 2))
 
 
 def _whole(results: Sequence[PieceResult], duration_s: float) -> Result:
     words = tuple(word for result in results for word in result.words)
     parts = [astuple(result.timings) for result in results]
     timings = Timings(*map(sum, zip((0.0,) * 4, *parts, strict=True)))
-    return Result(text_of(words), words, duration_s, timings, joint_confidence(result.confidence for result in results))
+    confidence = joint_confidence(result.confidence for result in results)
+    return Result(text_of(words), words, duration_s, timings, confidence, commands_of(results))
+
+
+def commands_of(results: Iterable[PieceResult]) -> tuple[SpokenCommand, ...]:
+    """Those of the pieces that have one."""
+    return tuple(result.command for result in results if result.command is not None)
 
 
 def joint_confidence(confidences: Iterable[float | None]) -> float | None:

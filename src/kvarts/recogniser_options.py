@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from kvarts.errors import ConfigError, LanguageModelError
 
 if TYPE_CHECKING:
     from kvarts.decoding import Decoder
+    from kvarts.grammar_search import GrammarSearch
     from kvarts.recogniser import Recognizer
     from kvarts.search import BeamSearch, Weights
 
@@ -109,6 +111,27 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--closed", action="store_true", help="give no other words than those of --lm and --vocabulary")
 
 
+def add_grammar_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--grammar, a decoder that goes with none of those others, in a group of its own."""
+    group = parser.add_argument_group("command grammar")
+    group.add_argument("--grammar", metavar="FILE", type=Path, help="find its commands, or [unk], and nothing else")
+    group.add_argument(
+        "--unknown-below",
+        metavar="P",
+        type=positive_number,
+        help="a command whose score is lower than -P is [unk] (default: 2)",
+    )
+    return group
+
+
+def positive_number(text: str) -> float:
+    """A number above 0, for `argparse`."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
 def add_calibration_argument(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """--calibration, in a group of its own."""
     group = parser.add_argument_group("confidence")
@@ -133,16 +156,17 @@ def recogniser_of(args: argparse.Namespace, decoder: Decoder | None = None) -> R
         ConfigError: options that do not go together, or impossible values.
         KvartsError: a file that an option names cannot be used.
     """
-    from kvarts.decoding import greedy_words
+    from kvarts.decoding import CommandDecoder, greedy_words
     from kvarts.recogniser import Recognizer
 
     if decoder is None:
         decoder = decoder_of(args) if hasattr(args, "lm") else greedy_words
     calibration = None
     if getattr(args, "calibration", None) is not None:
-        from kvarts.confidence import Calibration
+        from kvarts.confidence import Calibration, CommandCalibration
 
-        calibration = Calibration.load(args.calibration)
+        kind = CommandCalibration if isinstance(decoder, CommandDecoder) else Calibration
+        calibration = kind.load(args.calibration)
     is_checkpoint = args.model.suffix in (".ckpt", ".safetensors") and not args.model.is_dir()
     if not is_checkpoint:
         if args.device is not None:
@@ -182,7 +206,29 @@ def decoder_of(args: argparse.Namespace) -> Decoder:
     """
     from kvarts.decoding import greedy_words
 
-    return beam_search_of(args) if decoder_options(args) else greedy_words
+    options = decoder_options(args)
+    if getattr(args, "grammar", None) is not None:
+        return grammar_search_of(args)
+    if getattr(args, "unknown_below", None) is not None:
+        raise ConfigError("--unknown-below goes with --grammar")
+    return beam_search_of(args) if options else greedy_words
+
+
+def grammar_search_of(args: argparse.Namespace) -> GrammarSearch:
+    """The search of --grammar.
+
+    Raises:
+        GrammarError: the file is no grammar.
+        ConfigError: other options of decoders are given; or it asks for cases, and pymorphy3 is not installed.
+    """
+    from kvarts.grammar import Grammar
+    from kvarts.grammar_search import DEFAULT_UNKNOWN_PENALTY, GrammarSearch
+
+    if options := decoder_options(args):
+        raise ConfigError(f"--grammar is a decoder of its own; leave out {', '.join(options)}")
+    unknown_below = getattr(args, "unknown_below", None)
+    penalty = DEFAULT_UNKNOWN_PENALTY if unknown_below is None else unknown_below
+    return GrammarSearch(Grammar.load(args.grammar), unknown_penalty=penalty)
 
 
 def decoder_options(args: argparse.Namespace) -> list[str]:

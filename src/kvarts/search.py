@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,12 +30,16 @@ from kvarts.arpa import END_ID, UNKNOWN_ID, BackoffModel
 from kvarts.compiled import NoLibraryError, compiled
 from kvarts.decoding import WordFrames
 from kvarts.errors import ConfigError
+from kvarts.files import digest_of
 from kvarts.hotwords import Hotwords
 from kvarts.vocabulary import LetterTree, letter_tree
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BEAM: Final = 100
+# Of 100 (validation, 476 words, with a language model) the words' confidences are no better: log-loss 0.541 for both,
+# 0.539 of 10 and 0.552 of 5, at 0.7 to 5 ms for 10 s of speech.
+_ALTERNATIVES: Final = 20
 
 
 @dataclass(frozen=True)
@@ -200,19 +203,39 @@ class BeamSearch:
         parts = [f"beam {rules.beam}, width {rules.width:g}, labels from {rules.least_log_prob:g}"]
         if rules.language_model is not None:
             model = rules.language_model
-            digest = _digest(*model.words, model.log_probability, model.backoff)
+            digest = digest_of(*model.words, model.log_probability, model.backoff)
             parts += [f"language model {digest}, weight {rules.lm_weight:g}, word bonus {rules.word_bonus:g}"]
         if rules.tree is not None:
             unknown = "no others" if rules.is_closed else f"others {rules.weights.unknown_penalty:g}"
-            parts += [f"vocabulary {_digest(rules.tree.mask, rules.word)}, {unknown}"]
+            parts += [f"vocabulary {digest_of(rules.tree.mask, rules.word)}, {unknown}"]
         if rules.hotwords is not None:
-            parts += [f"hot words {_digest(repr(sorted(rules.hotwords.phrases.items())))}"]
+            parts += [f"hot words {digest_of(repr(sorted(rules.hotwords.phrases.items())))}"]
         return ", ".join(parts)
 
     def __call__(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
         """The words of log_probs (time, 34), with their frames on the most probable way through them."""
         best = self.hypotheses(log_probs, 1)
         return align_words(log_probs, best[0].labels, self._native) if best else []
+
+    def with_posteriors(self, log_probs: NDArray[np.float32]) -> list[WordFrames]:
+        """As when called, and of each word its posterior among the best texts, and whether it is in the vocabulary.
+
+        The posteriors are those of G. Evermann and P. Woodland, «Posterior probability decoding, confidence estimation
+        and system combination» (2000), over the `_ALTERNATIVES` best texts in place of a lattice.
+        """
+        found = self.hypotheses(log_probs, _ALTERNATIVES)
+        if not found:
+            return []
+        words = align_words(log_probs, found[0].labels, self._native)
+        posteriors = word_posteriors(found)
+        return [
+            replace(word, posterior=posterior, is_known=self._knows(word.text))
+            for word, posterior in zip(words, posteriors, strict=True)
+        ]
+
+    def _knows(self, word: str) -> bool:
+        tree = self.rules.tree
+        return tree is None or tree.has(word)
 
     def hypotheses(self, log_probs: NDArray[np.float32], wanted: int) -> list[Hypothesis]:
         """The best texts of log_probs (time, 34), best first, at most `wanted`.
@@ -224,6 +247,25 @@ class BeamSearch:
         if self._native is None or self._in_c is None:
             return [Hypothesis(*found) for found in search_plain.beam_search(self.rules, log_probs, wanted)]
         return self._in_c.hypotheses(self._native, log_probs, wanted)
+
+
+def word_posteriors(hypotheses: Sequence[Hypothesis]) -> list[float]:
+    """Of each word of the first text, the share of the probability of all that has it in this place.
+
+    Places are those of a shortest way (Levenshtein) from the first text to another.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    scores = np.array([hypothesis.sound + hypothesis.words for hypothesis in hypotheses])
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    best = hypotheses[0].text.split()
+    posteriors = np.full(len(best), shares.sum())
+    for share, hypothesis in zip(shares[1:], hypotheses[1:], strict=True):
+        for operation in Levenshtein.editops(best, hypothesis.text.split()):
+            if operation.tag != "insert":
+                posteriors[operation.src_pos] -= share
+    return np.clip(posteriors, shares[0], 1.0).tolist()  # type: ignore[no-any-return]
 
 
 def align_words(
@@ -363,13 +405,6 @@ class _InC:
             Hypothesis(tuple(labels[row, : lengths[row]].tolist()), float(scores[row, 0]), float(scores[row, 1]))
             for row in range(found)
         ]
-
-
-def _digest(*parts: str | NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() + b"\n" if isinstance(part, str) else part.tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _pointer(array: NDArray[Any]) -> int:

@@ -41,7 +41,16 @@ from kvarts import cutting
 from kvarts.cutting import LONGEST_PIECE_S, Piece
 from kvarts.errors import ConfigError, StreamError
 from kvarts.frames import HOP_LENGTH, SAMPLE_RATE, WIN_LENGTH
-from kvarts.recogniser import PieceResult, Timings, Waveform, Word, joint_confidence, text_of
+from kvarts.recogniser import (
+    PieceResult,
+    SpokenCommand,
+    Timings,
+    Waveform,
+    Word,
+    commands_of,
+    joint_confidence,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from kvarts.recogniser import Recognizer
@@ -147,7 +156,7 @@ class Final:
         words: with times in seconds from the beginning of the stream.
         start_s, end_s: whole samples; utterances do not overlap.
         time_s: up to where the stream had been heard when the end was known.
-        confidence: as of a `kvarts.recogniser.Result`.
+        confidence, commands: as of a `kvarts.recogniser.Result`.
     """
 
     text: str
@@ -156,6 +165,7 @@ class Final:
     end_s: float
     time_s: float
     confidence: float | None
+    commands: tuple[SpokenCommand, ...] = ()
 
 
 Event = Partial | Final
@@ -296,7 +306,7 @@ class Stream:
         )
         words = tuple(word for result in results for word in result.words)
         if request.kind == "final":
-            self._give_final(request, words, joint_confidence(result.confidence for result in results))
+            self._give_final(request, words, results)
             return
         self._give_partial(request, words)
         if request.kind == "check":
@@ -391,7 +401,7 @@ class Stream:
         self._recent: deque[list[str]] = deque(maxlen=self.settings.stable_partials)
         self._shown = ("", "")
 
-    def _give_final(self, request: _Request, words: tuple[Word, ...], confidence: float | None) -> None:
+    def _give_final(self, request: _Request, words: tuple[Word, ...], results: Sequence[PieceResult]) -> None:
         if words or self._shown[0]:
             self._events.append(
                 Final(
@@ -400,7 +410,8 @@ class Stream:
                     start_s=request.start / SAMPLE_RATE,
                     end_s=(request.start + len(request.waveform)) / SAMPLE_RATE,
                     time_s=request.time / SAMPLE_RATE,
-                    confidence=confidence,
+                    confidence=joint_confidence(result.confidence for result in results),
+                    commands=commands_of(results),
                 )
             )
         self._forget_partials()

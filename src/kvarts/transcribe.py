@@ -95,8 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     microphone = parser.add_argument_group("microphone (needs kvarts[mic])")
     microphone.add_argument("--mic", action="store_true", help="record until Ctrl-C, then recognise")
-    microphone.add_argument("--mic-seconds", metavar="N", type=_positive_number, help="record that long at most")
+    seconds = recogniser_options.positive_number
+    microphone.add_argument("--mic-seconds", metavar="N", type=seconds, help="record that long at most")
     recogniser_options.add_decoder_arguments(parser)
+    recogniser_options.add_grammar_arguments(parser)
     confidence = recogniser_options.add_calibration_argument(parser)
     rejection = confidence.add_mutually_exclusive_group()
     rejection.add_argument(
@@ -108,13 +110,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rejection.add_argument("--reject", action="store_true", help="the same, with the threshold of the calibration")
     parser.set_defaults(usage_error=parser.error)
-
-
-def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError
-    return number
 
 
 def _probability(text: str) -> float:
@@ -536,17 +531,22 @@ def transcripts(
             recogniser with a calibration.
         on_progress: called again and again with the recordings that are finished, and the seconds of sound so far.
     """
-    from kvarts.recogniser import Timings, Word, joint_confidence
+    from kvarts.decoding import CommandDecoder
+    from kvarts.recogniser import SpokenCommand, Timings, Word, joint_confidence
     from kvarts.writers import Transcript
 
+    has_grammar = isinstance(recognizer.decoder, CommandDecoder)
+    # Of the pieces so far, by channel where it matters.
     words: dict[int, list[Word]] = {}
-    confidences: list[float | None] = []  # of the pieces so far
+    commands: dict[int, list[SpokenCommand]] = {}
+    confidences: list[float | None] = []
     seconds = [0.0] * 4
     finished, finished_s, heard_s = 0, 0.0, 0.0
     sources = (_read(recording, separate) for recording in recordings)
     for event, result in recognizer.transcribe_sources(sources):
         if isinstance(event, _End):
             confidence = joint_confidence(confidences)
+            channels = range(event.channels)
             yield (
                 event.recording,
                 event.error
@@ -556,18 +556,20 @@ def transcripts(
                     engine=recognizer.engine.name,
                     duration_s=event.duration_s,
                     timings=Timings(*seconds),
-                    channels=tuple(tuple(words.get(channel, ())) for channel in range(event.channels)),
+                    channels=tuple(tuple(words.get(channel, ())) for channel in channels),
                     separate=separate,
                     confidence=confidence,
+                    commands=tuple(tuple(commands.get(channel, ())) for channel in channels) if has_grammar else None,
                     rejected=None if confidence is None or reject_below is None else confidence < reject_below,
                 ),
             )
-            words = {}
-            confidences = []
+            words, commands, confidences = {}, {}, []
             seconds = [0.0] * 4
             finished, finished_s, heard_s = finished + 1, finished_s + event.duration_s, 0.0
         elif result is not None:
             words.setdefault(event, []).extend(result.words)
+            if result.command is not None:
+                commands.setdefault(event, []).append(result.command)
             confidences.append(result.confidence)
             heard_s = max(heard_s, result.end_s)
             seconds = [sum(pair) for pair in zip(seconds, astuple(result.timings), strict=True)]

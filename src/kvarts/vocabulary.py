@@ -38,6 +38,19 @@ class LetterTree:
             return -1
         return int(self.first_child[node]) + bin(mask & ((1 << label) - 1)).count("1")
 
+    def has(self, word: str) -> bool:
+        """Whether it is one of the words.
+
+        Raises:
+            TextError: a letter has no label.
+        """
+        node = 0
+        for label in encode(word):
+            node = self.child(node, label)
+            if node < 0:
+                return False
+        return bool(self.word[node] >= 0)
+
     def highest_below(self, of_word: NDArray[np.float32]) -> NDArray[np.float32]:
         """(nodes,) the highest of the values of all words that end at or below each node; of none -inf."""
         highest = np.where(self.word >= 0, of_word[self.word], -np.inf).astype(np.float32)

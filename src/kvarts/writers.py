@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import kvarts
-from kvarts.recogniser import Timings, Word, text_of
+from kvarts.recogniser import SpokenCommand, Timings, Word, text_of
 
 LINE_CHARACTERS: Final = 42  # what subtitles of films keep to; a longer word stands alone on its line
 CUE_S: Final = 6.0  # no subtitle stands longer,
@@ -32,6 +32,7 @@ class Transcript:
         confidence: the probability that all of it is right, in all channels; None without a calibration.
         rejected: whether that is too low to be believed; None where nobody set a threshold. Only JSON tells what was
             rejected, the other formats are then as if nothing had been said.
+        commands: of each channel, where the decoder has a grammar; None where it has none.
     """
 
     file: str
@@ -43,6 +44,7 @@ class Transcript:
     separate: bool
     confidence: float | None = None
     rejected: bool | None = None
+    commands: tuple[tuple[SpokenCommand, ...], ...] | None = None
 
     @property
     def text(self) -> str:
@@ -194,6 +196,8 @@ def _fields(transcript: Transcript, word_timestamps: bool) -> Iterator[tuple[str
         yield "confidence", round(transcript.confidence, 4)
     if transcript.rejected is not None:
         yield "rejected", transcript.rejected
+    if transcript.commands is not None:
+        yield "commands", _commands(transcript)
     yield "duration_s", round(transcript.duration_s, 3)
     if transcript.separate:
         yield "channels", [{"channel": number, "text": text_of(words)} for number, words in transcript.numbered]
@@ -204,6 +208,22 @@ def _fields(transcript: Transcript, word_timestamps: bool) -> Iterator[tuple[str
     yield "model", transcript.model
     yield "engine", transcript.engine
     yield "kvarts_version", kvarts.__version__
+
+
+def _commands(transcript: Transcript) -> Iterator[dict[str, object]]:
+    """Channel by channel, in the order of their time."""
+    for number, commands in enumerate(transcript.commands or (), start=1):
+        for command in commands:
+            fields: dict[str, object] = {
+                "intent": command.intent,
+                "slots": dict(command.slots),
+                "text": command.text,
+                "start_s": round(command.start_s, 3),
+                "end_s": round(command.end_s, 3),
+                "score": round(command.score, 4),
+                "confidence": round(command.confidence, 4),
+            }
+            yield fields | {"channel": number} if transcript.separate else fields
 
 
 def _words(transcript: Transcript) -> Iterator[dict[str, object]]:
