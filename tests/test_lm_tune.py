@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,14 @@ from tones import speak, unsure
 
 # --- The search for weights -------------------------------------------------------------------------------------------
 
-STEPS = np.array([0.4, 1.0, 4.0])
-LOW, HIGH = np.array([0.0, -10.0, -40.0]), np.array([5.0, 10.0, 0.0])
+STEPS = np.array([0.4, 1.0, 4.0, 0.4])
+LOW, HIGH = np.array([0.0, -10.0, -40.0, 0.0]), np.array([5.0, 10.0, 0.0, 5.0])
 
 
 class Valley:
     """Its lowest place is at `target`; notes where it was measured."""
 
-    def __init__(self, target: tuple[float, float, float], *, by_characters: bool = False) -> None:
+    def __init__(self, target: tuple[float, ...], *, by_characters: bool = False) -> None:
         self.target = np.array(target)
         self.by_characters = by_characters
         self.measured: list[Weights] = []
@@ -46,12 +46,12 @@ class Valley:
 
 
 @given(
-    st.tuples(st.floats(-1, 6), st.floats(-12, 12), st.floats(-50, 5)),
-    st.tuples(st.floats(0, 5), st.floats(-10, 10), st.floats(-40, 0)),
+    st.tuples(st.floats(-1, 6), st.floats(-12, 12), st.floats(-50, 5), st.floats(-1, 6)),
+    st.tuples(st.floats(0, 5), st.floats(-10, 10), st.floats(-40, 0), st.floats(0, 5)),
     st.booleans(),
 )
 def test_it_finds_the_lowest_place_within_its_steps_and_bounds(
-    target: tuple[float, float, float], start: tuple[float, float, float], by_characters: bool
+    target: tuple[float, ...], start: tuple[float, ...], by_characters: bool
 ) -> None:
     valley = Valley(target, by_characters=by_characters)
     best = tuned(valley, Weights(*start))
@@ -76,12 +76,12 @@ def test_where_all_is_alike_it_stays() -> None:
         return Trial(weights, 0.2, 0.1)
 
     assert tuned(flat, Weights()) == Trial(Weights(), 0.2, 0.1)
-    # Three sizes of step, three weights, two ways; 0.5 - 0.4 is above 0, so none is cut.
-    assert len(measured) == 1 + 3 * 3 * 2
+    # Three sizes of step, four weights, two ways, but a penalty that is 0 cannot rise; 0.5 - 0.4 is above 0.
+    assert len(measured) == 1 + 3 * (4 * 2 - 1)
 
 
 def test_characters_decide_between_equal_word_errors() -> None:
-    better = Weights(0.5, 2.0, -10.0)
+    better = Weights(word_bonus=1.5)
     best = tuned(lambda weights: Trial(weights, 0.2, 0.1 if weights == better else 0.3), Weights())
     assert best.weights == better
     worse_words = tuned(lambda weights: Trial(weights, 0.3 if weights == better else 0.2, 0.0), Weights())
@@ -153,9 +153,9 @@ def test_what_it_finds_is_used_afterwards(
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
     # One word of three and one letter of ten are wrong with the default weights, as without a language model.
     assert cells == [
-        ["greedy", "33.33", "10.00", "", "", ""],
-        ["before", "33.33", "10.00", "0.5", "1", "-10"],
-        ["tuned", "0.00", "0.00", "0.9", "1", "-10"],
+        ["greedy", "33.33", "10.00", "", "", "", ""],
+        ["before", "33.33", "10.00", "0.5", "0.5", "0", "0.5"],
+        ["tuned", "0.00", "0.00", "0.9", "0.5", "0", "0.5"],
     ]
     assert printed.splitlines()[-1] == "weights: lm.arpa.json"
     searched = weighed[:-1]  # the last is for the description
@@ -163,30 +163,27 @@ def test_what_it_finds_is_used_afterwards(
     assert searched[0] == Weights()
 
     about = json.loads(Path("lm.arpa.json").read_text(encoding="utf-8"))
-    assert {name: about[name] for name in ("lm_weight", "word_bonus", "unknown_penalty")} == {
-        "lm_weight": 0.9,
-        "word_bonus": 1,
-        "unknown_penalty": -10,
-    }
+    assert {name: about[name] for name in asdict(Weights())} == asdict(Weights(0.9))
     assert (about["wer"], about["wer_greedy"], about["utterances"]) == (0, pytest.approx(1 / 3), 2)
     assert about["kvarts_version"] == __version__
     assert about["command"] == f"kvarts lm tune --model {model} --manifest val.jsonl --lm lm.arpa"
-    found = BeamSearch(language_model=read_arpa(Path("lm.arpa")), weights=Weights(0.9, 1, -10))
+    found = BeamSearch(language_model=read_arpa(Path("lm.arpa")), weights=Weights(0.9))
     assert about["search"] == found.description
 
-    assert read_weights(Path("lm.arpa")) == Weights(0.9, 1, -10)
+    assert read_weights(Path("lm.arpa")) == Weights(0.9)
     assert main(transcribe) == 0
     assert capsys.readouterr().out == "мой кот\n"
     assert main([*transcribe, "--lm-weight", "0.5"]) == 0
     assert capsys.readouterr().out == "мой кит\n"
 
 
-def test_what_was_found_before_is_no_start(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """So the table says what tuning gains, and tuning twice gives the same."""
-    Path("lm.arpa.json").write_text('{"lm_weight": 3, "word_bonus": 3, "unknown_penalty": -3}', encoding="utf-8")
+@pytest.mark.parametrize("content", [json.dumps(asdict(Weights(3, 3, -3, 3))), '{"lm_weight": 3}', "", "{"])
+def test_what_was_found_before_is_no_start(content: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """So the table says what tuning gains, tuning twice gives the same, and what is damaged is mended by it."""
+    Path("lm.arpa.json").write_text(content, encoding="utf-8")
     assert tune(model, "--manifest", "val.jsonl", "--lm", "lm.arpa") == 0
     assert "│ before │ 33.33 │" in " ".join(capsys.readouterr().out.split())
-    assert read_weights(Path("lm.arpa")) == Weights(0.9, 1, -10)
+    assert read_weights(Path("lm.arpa")) == Weights(0.9)
 
 
 def test_other_options_and_another_place(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +196,7 @@ def test_other_options_and_another_place(model: str, capsys: pytest.CaptureFixtu
     )
     assert about["search"] == found.description
     # The hot word alone puts it right.
-    assert Weights(about["lm_weight"], about["word_bonus"], about["unknown_penalty"]) == Weights()
+    assert {name: about[name] for name in asdict(Weights())} == asdict(Weights())
     assert not Path("lm.arpa.json").exists()
 
 
@@ -210,7 +207,7 @@ def test_other_options_and_another_place(model: str, capsys: pytest.CaptureFixtu
         ("--manifest val.jsonl --hotwords hot.txt", "--lm: name the language model"),
         *[
             (f"--manifest val.jsonl --lm lm.arpa {weight}=0", f"{weight} is what is to be found: leave it out")
-            for weight in ("--lm-weight", "--word-bonus", "--unknown-penalty")
+            for weight in ("--lm-weight", "--word-bonus", "--unknown-penalty", "--spelling-weight")
         ],
         ("--manifest val.jsonl --lm lm.arpa --hotword-weight 3", "--hotword-weight goes with --hotwords"),
         ("--manifest val.jsonl --lm none.arpa", "none.arpa"),

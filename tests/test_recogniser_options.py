@@ -108,7 +108,7 @@ def test_without_options_it_is_greedy() -> None:
 def test_any_of_four_options_makes_it_a_search(line: str) -> None:
     rules = search_of(line).rules
     assert rules.beam == DEFAULT_BEAM == 100
-    assert rules.weights == Weights() == Weights(0.5, 1, -10)
+    assert rules.weights == Weights() == Weights(0.5, 0.5, 0, 0.5)
     given = [rules.language_model is not None, rules.hotwords is not None, rules.tree is not None, rules.is_closed]
     assert given == ["--lm" in line, "hot" in line, "--lm" in line or "--vocabulary" in line, False]
     assert decoder_options(parsed(line)) == [line.split()[0]]
@@ -120,12 +120,14 @@ def test_any_of_four_options_makes_it_a_search(line: str) -> None:
         ("--beam 7", lambda rules: rules.beam, 7),
         ("--lm lm.arpa", lambda rules: rules.language_model.words[3:], ("да", "нет")),
         ("--lm lm.arpa.gz", lambda rules: rules.language_model.order, 2),
-        ("--lm lm.arpa --lm-weight 0.25", lambda rules: rules.weights, Weights(0.25, 1, -10)),
-        ("--lm lm.arpa --lm-weight 0", lambda rules: rules.weights, Weights(0, 1, -10)),
-        ("--lm lm.arpa --word-bonus=-2", lambda rules: rules.weights, Weights(0.5, -2, -10)),
-        ("--lm lm.arpa --unknown-penalty=-3", lambda rules: rules.weights, Weights(0.5, 1, -3)),
-        ("--lm lm.arpa --unknown-penalty 0", lambda rules: rules.weights, Weights(0.5, 1, 0)),
-        ("--vocabulary words.txt --unknown-penalty=-3", lambda rules: rules.weights, Weights(0.5, 1, -3)),
+        ("--lm lm.arpa --lm-weight 0.25", lambda rules: rules.weights, Weights(lm_weight=0.25)),
+        ("--lm lm.arpa --lm-weight 0", lambda rules: rules.weights, Weights(lm_weight=0)),
+        ("--lm lm.arpa --word-bonus=-2", lambda rules: rules.weights, Weights(word_bonus=-2)),
+        ("--lm lm.arpa --unknown-penalty=-3", lambda rules: rules.weights, Weights(unknown_penalty=-3)),
+        ("--lm lm.arpa --unknown-penalty 0", lambda rules: rules.weights, Weights(unknown_penalty=0)),
+        ("--lm lm.arpa --spelling-weight 0", lambda rules: rules.weights, Weights(spelling_weight=0)),
+        ("--vocabulary words.txt --unknown-penalty=-3", lambda rules: rules.weights, Weights(unknown_penalty=-3)),
+        ("--vocabulary words.txt --spelling-weight 2", lambda rules: rules.weights, Weights(spelling_weight=2)),
         ("--hotwords hot.txt", lambda rules: rules.hotwords.phrases, {"кварц": 5, "добрый день": 2.5}),
         ("--hotwords hot.txt --hotword-weight 8", lambda rules: rules.hotwords.phrases["кварц"], 8),
         ("--hotwords hot.txt --hotword-weight 8", lambda rules: rules.hotwords.phrases["добрый день"], 2.5),
@@ -151,7 +153,7 @@ def test_words_are_normalised_and_taken_once() -> None:
 
 # --- Weights that were tuned ------------------------------------------------------------------------------------------
 
-TUNED = {"lm_weight": 0.9, "word_bonus": -1, "unknown_penalty": -6.5}
+TUNED = {"lm_weight": 0.9, "word_bonus": -1, "unknown_penalty": -6.5, "spelling_weight": 0.2}
 
 
 def test_tuned_weights_are_taken_and_options_go_before() -> None:
@@ -159,10 +161,10 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
     assert path == Path("lm.arpa.json")
     assert read_weights(Path("lm.arpa")) == Weights()
     path.write_text(json.dumps({**TUNED, "wer": 0.1}), encoding="utf-8")
-    assert read_weights(Path("lm.arpa")) == search_of("--lm lm.arpa").rules.weights == Weights(0.9, -1, -6.5)
-    assert search_of("--lm lm.arpa --word-bonus 0").rules.weights == Weights(0.9, 0, -6.5)
-    all_given = search_of("--lm lm.arpa --lm-weight 1 --word-bonus 2 --unknown-penalty=-3")
-    assert all_given.rules.weights == Weights(1, 2, -3)
+    assert read_weights(Path("lm.arpa")) == search_of("--lm lm.arpa").rules.weights == Weights(0.9, -1, -6.5, 0.2)
+    assert search_of("--lm lm.arpa --word-bonus 0").rules.weights == Weights(0.9, 0, -6.5, 0.2)
+    all_given = search_of("--lm lm.arpa --lm-weight 1 --word-bonus 2 --unknown-penalty=-3 --spelling-weight 1.5")
+    assert all_given.rules.weights == Weights(1, 2, -3, 1.5)
     assert search_of("--lm lm.arpa.gz").rules.weights == Weights()  # of another model
     assert search_of("--vocabulary words.txt").rules.weights == Weights()
 
@@ -181,7 +183,9 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
             json.dumps(TUNED | {"lm_weight": value})
             for value in ("0.5", None, True, [1], -0.1, 101, float("nan"), float("inf"), 10**400)
         ],
+        json.dumps({name: value for name, value in TUNED.items() if name != "spelling_weight"}),
         json.dumps(TUNED | {"unknown_penalty": 1}),
+        json.dumps(TUNED | {"spelling_weight": -1}),
         json.dumps(TUNED | {"word_bonus": 1000}),
         b"\xff\xfe",
     ],
@@ -189,7 +193,7 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
 )
 def test_damaged_weights(content: str | bytes, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("lm.arpa.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(LanguageModelError, match=r"^lm\.arpa\.json is damaged: delete it, or run `kvarts lm tune`"):
+    with pytest.raises(LanguageModelError, match=r"^lm\.arpa\.json is damaged, or of another Kvarts: delete it, or run `kvarts lm tune`"):
         read_weights(Path("lm.arpa"))
     assert main(["transcribe", "--model", str(model), "a.wav", "--lm", "lm.arpa"]) == 2
     assert capsys.readouterr().err.startswith("kvarts: error: lm.arpa.json is damaged")

@@ -20,6 +20,7 @@ from kvarts.hotwords import hotwords
 from kvarts.ngram import train
 from kvarts.search import BeamSearch, Hypothesis, Weights, align, align_words, word_posteriors
 from test_hotwords import counted
+from test_spelling import log_spelling
 
 HAS_C = search._library() is not None
 needs_c = pytest.mark.skipif(not HAS_C, reason="no C compiler")
@@ -74,13 +75,13 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
     is_closed = "closed" in kind
     known = {"б", "аба"} if "vocabulary" in kind or kind == "closed" else set()
     expected = {}
-    lm_weight, word_bonus, unknown_penalty = 0.7, 0.4, -3.0
+    lm_weight, word_bonus, unknown_penalty, spelling_weight = 0.7, 0.4, -1.0, 0.3
     decoder = BeamSearch(
         language_model=language_model,
         hotwords=hotwords(hot) if hot else None,
         vocabulary=sorted(known),
         is_closed=is_closed,
-        weights=Weights(lm_weight, word_bonus, unknown_penalty),
+        weights=Weights(lm_weight, word_bonus, unknown_penalty, spelling_weight),
         is_compiled=is_compiled,
         **WIDE,
     )
@@ -88,10 +89,11 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
         known |= {*language_model.words[3:]} | ({"а", "б"} if hot else set())
     for text, score in all_texts(log_probs).items():
         words = text.split()
-        unknown = sum(word not in known for word in words) if known else 0
+        unknown = [word for word in words if word not in known] if known else []
         if is_closed and unknown:
             continue
-        extra = unknown * unknown_penalty + counted(text, hot)
+        extra = len(unknown) * unknown_penalty + counted(text, hot)
+        extra += spelling_weight * sum(log_spelling(known, word) for word in unknown)
         if language_model is not None:
             extra += lm_weight * language_model.sentence(words) + word_bonus * len(words)
         expected[text] = (score, extra)
@@ -238,6 +240,7 @@ def test_one_decoder_in_several_threads(model, is_compiled):
         ({"weights": Weights(lm_weight=-1.0)}, "weight of the language model -1.0"),
         ({"weights": Weights(word_bonus=math.inf)}, "word bonus inf"),
         ({"weights": Weights(unknown_penalty=3.0)}, "penalty of unknown words 3.0"),
+        ({"weights": Weights(spelling_weight=math.nan)}, "weight of the spelling nan"),
         ({"is_closed": True}, "a closed vocabulary needs words"),
     ],
 )
@@ -277,7 +280,7 @@ def test_a_description_says_what_words_depend_on(model):
     others = [{}, {"beam": 7}, {"is_closed": True}, {"width": 7.0}, {"least_log_prob": -7.0}]
     others += [{"hotwords": hotwords(["ба"])}, {"hotwords": hotwords({"аб": 1.0})}, {"vocabulary": ["ббб"]}]
     others += [{"language_model": replace(model, log_probability=model.log_probability - 1)}]
-    changed = Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0)
+    changed = Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0), Weights(spelling_weight=0.2)
     others += [{"weights": weights} for weights in changed]
     assert len({BeamSearch(**{**options, **other}).description for other in others}) == len(others)
 
@@ -285,7 +288,7 @@ def test_a_description_says_what_words_depend_on(model):
 @ways
 def test_other_weights_are_as_if_made_with_them(model, is_compiled):
     log_probs = sound(np.random.default_rng(7), 9)
-    weights = Weights(3.0, -1.0, -0.5)
+    weights = Weights(3.0, -1.0, -0.5, 0.1)
     once = BeamSearch(language_model=model, is_compiled=is_compiled)
     before = once.hypotheses(log_probs, 3)
     assert once.weighing(weights).hypotheses(log_probs, 3) == BeamSearch(

@@ -31,10 +31,15 @@ if TYPE_CHECKING:
     from kvarts.decoding import WordFrames
 
 # Of each weight, how far the first steps go, and its bounds. Steps are halved twice.
-_STEPS: Final = {"lm_weight": 0.4, "word_bonus": 1.0, "unknown_penalty": 4.0}
-_BOUNDS: Final = {"lm_weight": (0.0, 5.0), "word_bonus": (-10.0, 10.0), "unknown_penalty": (-40.0, 0.0)}
+_STEPS: Final = {"lm_weight": 0.4, "word_bonus": 1.0, "unknown_penalty": 4.0, "spelling_weight": 0.4}
+_BOUNDS: Final = {
+    "lm_weight": (0.0, 5.0),
+    "word_bonus": (-10.0, 10.0),
+    "unknown_penalty": (-40.0, 0.0),
+    "spelling_weight": (0.0, 5.0),
+}
 _HALVINGS: Final = 2
-_USUAL_TRIALS: Final = 40  # for the bar
+_USUAL_TRIALS: Final = 60  # for the bar
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     if output.is_dir():  # told before the work
         raise OutputError(f"{output}: is a folder; name a file in it")
     utterances = read_manifest(args.manifest)
-    search = beam_search_of(args)
+    search = beam_search_of(args, Weights())  # not those of an earlier search, which may be damaged
     recognizer = recogniser_of(args, search)
     [name] = name_manifests([args.manifest])
     log_probs: dict[int, NDArray[np.float32]] = {}
@@ -166,9 +171,9 @@ def _table(trials: Mapping[str, Trial]) -> Table:
 
     table = Table()
     table.add_column("", no_wrap=True)
-    for heading in ("WER %", "CER %", "lm weight", "word bonus", "unknown penalty"):
+    for heading in ("WER %", "CER %", "lm weight", "word bonus", "unknown penalty", "spelling weight"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, trial in trials.items():
-        weights = ["", "", ""] if trial.weights is None else [f"{value:g}" for value in astuple(trial.weights)]
+        weights = [""] * len(_STEPS) if trial.weights is None else [f"{value:g}" for value in astuple(trial.weights)]
         table.add_row(name, f"{100 * trial.wer:.2f}", f"{100 * trial.cer:.2f}", *weights)
     return table

@@ -26,6 +26,7 @@ _DECODER_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "--lm-weight": ("--lm",),
     "--word-bonus": ("--lm",),
     "--unknown-penalty": ("--lm", "--vocabulary"),
+    "--spelling-weight": ("--lm", "--vocabulary"),
     "--hotwords": (),
     "--hotword-weight": ("--hotwords",),
     "--vocabulary": (),
@@ -59,7 +60,8 @@ def read_weights(language_model: Path) -> Weights:
     except OSError as error:
         raise LanguageModelError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, ConfigError):
-        raise LanguageModelError(f"{path} is damaged: delete it, or run `kvarts lm tune` again") from None
+        problem = "is damaged, or of another Kvarts"
+        raise LanguageModelError(f"{path} {problem}: delete it, or run `kvarts lm tune` again") from None
     return weights
 
 
@@ -96,9 +98,12 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lm-weight", metavar="W", type=float, help="default: what kvarts lm tune found for this model, else 0.5"
     )
-    group.add_argument("--word-bonus", metavar="B", type=float, help="added for each word; likewise, else 1")
+    group.add_argument("--word-bonus", metavar="B", type=float, help="added for each word; likewise, else 0.5")
     group.add_argument(
-        "--unknown-penalty", metavar="P", type=float, help="of words it does not know, 0 or less; likewise, else -10"
+        "--unknown-penalty", metavar="P", type=float, help="of each word it does not know, 0 or less; likewise, else 0"
+    )
+    group.add_argument(
+        "--spelling-weight", metavar="W", type=float, help="of how such a word is spelt; likewise, else 0.5"
     )
     group.add_argument(
         "--hotwords",
@@ -237,8 +242,11 @@ def decoder_options(args: argparse.Namespace) -> list[str]:
     return [option for option, value in values.items() if value is not None and value is not False]
 
 
-def beam_search_of(args: argparse.Namespace) -> BeamSearch:
-    """The beam search of the options; weights that they do not give are those that were tuned for the language model.
+def beam_search_of(args: argparse.Namespace, weights: Weights | None = None) -> BeamSearch:
+    """The beam search of the options.
+
+    Args:
+        weights: those that the options do not give; None: those that were tuned for the language model.
 
     Raises:
         KvartsError: see `decoder_of`.
@@ -252,7 +260,8 @@ def beam_search_of(args: argparse.Namespace) -> BeamSearch:
         needed = _DECODER_OPTIONS[option]
         if needed and not any(other in options for other in needed):
             raise ConfigError(f"{option} goes with {' or '.join(needed)}")
-    weights = Weights() if args.lm is None else read_weights(args.lm)
+    if weights is None:
+        weights = Weights() if args.lm is None else read_weights(args.lm)
     given = {field.name: getattr(args, field.name) for field in fields(Weights)}
     weights = replace(weights, **{name: value for name, value in given.items() if value is not None})
     hotword_weight = DEFAULT_WEIGHT if args.hotword_weight is None else args.hotword_weight

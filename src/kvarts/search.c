@@ -12,6 +12,7 @@
 #define LABELS 34
 #define BLANK 33
 #define SPACE 0
+#define SPELT 33 /* labels of the spelling model */
 #define ENDED -2 /* a frame's number in which nothing is reached */
 
 /* Vocabulary: the children of a node follow each other in the order of their letters, one for each bit of the mask. */
@@ -20,6 +21,7 @@ typedef struct {
     const int32_t *first_child;
     const int32_t *word;        /* number of the word that ends here, in the language model where it is known; -1 */
     const float *best_word;     /* highest log-probability of a single word at or below the node */
+    const float *spelling;      /* (33 * 33 * 33, 33) log-probability of a label after the last three, see spelling.py */
 } Vocabulary;
 
 /* Backoff model, nodes as in kvarts.arpa.BackoffModel. */
@@ -41,7 +43,7 @@ typedef struct {
     const LanguageModel *language_model;
     const Hotwords *hotwords;
     int32_t beam, is_closed;
-    double width, least_log_prob, lm_weight, word_bonus, unknown_penalty;
+    double width, least_log_prob, lm_weight, word_bonus, unknown_penalty, spelling_weight;
 } Search;
 
 typedef struct {
@@ -50,7 +52,9 @@ typedef struct {
     int32_t place;              /* vocabulary node of the word so far; -1: it is none of the vocabulary */
     int32_t context;            /* language model node of the words that ended */
     int32_t hot;
+    int32_t spelt;              /* state of the spelling model */
     int32_t frame;              /* the last in which it was reached */
+    double spelling;            /* log-probability of the letters of the word so far */
     double fixed;               /* score of words that ended, and of what cannot be taken back */
     double bound;               /* fixed, and what may still be taken back */
     double blank, letter;       /* log-probability of all ways that end in the blank, in the label */
@@ -108,8 +112,9 @@ static double word_end(const Search *s, const Node *node, int32_t *context) {
         if (word < 0) {
             if (s->is_closed)
                 return NAN;
+            score += s->spelling_weight * s->vocabulary->spelling[node->spelt * SPELT];
             if (node->place >= 0) /* where the word left the vocabulary, that is paid for */
-                score += s->unknown_penalty;
+                score += s->unknown_penalty + s->spelling_weight * node->spelling;
         }
     }
     if (s->language_model) /* word 2 is <unk> */
@@ -135,6 +140,9 @@ static int follow(const Search *s, const Node *parent, int32_t label, Node *chil
         child->context = parent->context;
         if (s->vocabulary) {
             child->place = -1;
+            child->spelt = (parent->spelt * SPELT + label) % (SPELT * SPELT * SPELT);
+            double spelling = s->vocabulary->spelling[parent->spelt * SPELT + label];
+            child->spelling = parent->spelling + spelling;
             if (parent->place >= 0) {
                 uint64_t mask = s->vocabulary->mask[parent->place], bit = (uint64_t)1 << label;
                 if (mask & bit) {
@@ -144,9 +152,10 @@ static int follow(const Search *s, const Node *parent, int32_t label, Node *chil
                 } else {
                     if (s->is_closed)
                         return 0;
-                    child->fixed += s->unknown_penalty;
+                    child->fixed += s->unknown_penalty + s->spelling_weight * child->spelling;
                 }
-            }
+            } else
+                child->fixed += s->spelling_weight * spelling;
         }
     }
     if (s->hotwords) {

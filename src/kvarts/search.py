@@ -4,10 +4,13 @@ A CTC prefix search (A. Hannun et al., «First-pass large vocabulary continuous 
 recurrent DNNs», 2014, arXiv 1408.2873) for
 
     log P(letters | sound) + lm_weight · log P(words) + word_bonus · number of words
-                           + unknown_penalty · words outside the vocabulary + bonus of the hot words,
+                           + unknown_penalty · words outside the vocabulary + spelling_weight · log P(their letters)
+                           + bonus of the hot words,
 
-all in natural logarithms. P(letters | sound) sums the ways that give the same letters. While a word is not finished,
-the most probable word that may still come of it stands in for it. search.c does the work; where there is no C
+all in natural logarithms. P(letters | sound) sums the ways that give the same letters. A word outside the vocabulary
+costs the more the less it is spelt like the words of the vocabulary (`kvarts.spelling`); at one price for any of them,
+several words run together would be cheapest. While a word is not finished, the most probable word that may still come
+of it stands in for it. search.c does the work; where there is no C
 compiler, search_plain.py does, to the same result.
 """
 
@@ -32,6 +35,7 @@ from kvarts.decoding import WordFrames
 from kvarts.errors import ConfigError
 from kvarts.files import digest_of
 from kvarts.hotwords import Hotwords
+from kvarts.spelling import spelling_model
 from kvarts.vocabulary import LetterTree, letter_tree
 
 logger = logging.getLogger(__name__)
@@ -50,11 +54,13 @@ class Weights:
         lm_weight: times the log-probability of the language model.
         word_bonus: added for each word, where there is a language model.
         unknown_penalty: added for each word outside the vocabulary, where there is one.
+        spelling_weight: times the log-probability of the letters of such a word.
     """
 
     lm_weight: float = 0.5
-    word_bonus: float = 1.0
-    unknown_penalty: float = -10.0
+    word_bonus: float = 0.5
+    unknown_penalty: float = 0.0
+    spelling_weight: float = 0.5
 
     def check(self) -> None:
         """Raises:
@@ -66,6 +72,8 @@ class Weights:
             raise ConfigError(f"word bonus {self.word_bonus}: must be from -100 to 100")
         if not -1000 <= self.unknown_penalty <= 0:
             raise ConfigError(f"penalty of unknown words {self.unknown_penalty}: must be from -1000 to 0")
+        if not 0 <= self.spelling_weight <= 100:
+            raise ConfigError(f"weight of the spelling {self.spelling_weight}: must be from 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Rules:
         word: (tree's nodes,) int32, number in the language model of the word that ends there, 2 («<unk>») of one that
             it does not have; -1 where none ends.
         best_word: (tree's nodes,) float32, highest log-probability of a single word that ends there or below.
+        spelling: of `kvarts.spelling.spelling_model`.
         hotwords: or None.
         beam: prefixes that are kept after a frame.
         width: those that score so much less than the best are not kept.
@@ -89,6 +98,7 @@ class Rules:
     tree: LetterTree | None
     word: NDArray[np.int32]
     best_word: NDArray[np.float32]
+    spelling: NDArray[np.float32]
     hotwords: Hotwords | None
     beam: int
     width: float
@@ -171,7 +181,8 @@ class BeamSearch:
             raise ConfigError("a closed vocabulary needs words: give a language model or a list of words")
         if hotwords is not None and words:
             words.update(dict.fromkeys(sorted(hotwords.words())))
-        tree, word, best_word = None, np.zeros(0, np.int32), np.zeros(0, np.float32)
+        tree, word = None, np.zeros(0, np.int32)
+        best_word, spelling = np.zeros(0, np.float32), np.zeros(0, np.float32)
         if words:
             tree = letter_tree(list(words))
             numbers = np.array([number_of.get(each, UNKNOWN_ID) for each in words], np.int32)
@@ -180,8 +191,9 @@ class BeamSearch:
             if language_model is not None:
                 single = language_model.log_probability[1 + numbers]
             best_word = tree.highest_below(single)
+            spelling = spelling_model(list(words))
         self.rules = Rules(
-            language_model, tree, word, best_word, hotwords, beam, width, least_log_prob, is_closed, weights
+            language_model, tree, word, best_word, spelling, hotwords, beam, width, least_log_prob, is_closed, weights
         )
         self._native = None if is_compiled is False else _library()
         if is_compiled and self._native is None:
@@ -206,7 +218,9 @@ class BeamSearch:
             digest = digest_of(*model.words, model.log_probability, model.backoff)
             parts += [f"language model {digest}, weight {rules.lm_weight:g}, word bonus {rules.word_bonus:g}"]
         if rules.tree is not None:
-            unknown = "no others" if rules.is_closed else f"others {rules.weights.unknown_penalty:g}"
+            weights = rules.weights
+            unknown = f"others {weights.unknown_penalty:g} and by their spelling, weight {weights.spelling_weight:g}"
+            unknown = "no others" if rules.is_closed else unknown
             parts += [f"vocabulary {digest_of(rules.tree.mask, rules.word)}, {unknown}"]
         if rules.hotwords is not None:
             parts += [f"hot words {digest_of(repr(sorted(rules.hotwords.phrases.items())))}"]
@@ -329,7 +343,7 @@ def _check_shape(log_probs: NDArray[np.float32]) -> None:
 
 
 class _Vocabulary(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("mask", "first_child", "word", "best_word")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("mask", "first_child", "word", "best_word", "spelling")]
 
 
 class _LanguageModel(ctypes.Structure):
@@ -356,6 +370,7 @@ class _Search(ctypes.Structure):
         ("lm_weight", ctypes.c_double),
         ("word_bonus", ctypes.c_double),
         ("unknown_penalty", ctypes.c_double),
+        ("spelling_weight", ctypes.c_double),
     ]
 
 
@@ -372,9 +387,10 @@ class _InC:
             lm_weight=rules.lm_weight,
             word_bonus=rules.word_bonus,
             unknown_penalty=rules.weights.unknown_penalty,
+            spelling_weight=rules.weights.spelling_weight,
         )
         if rules.tree is not None:
-            own = self._keep(rules.tree.mask, rules.tree.first_child, rules.word, rules.best_word)
+            own = self._keep(rules.tree.mask, rules.tree.first_child, rules.word, rules.best_word, rules.spelling)
             self.search.vocabulary = ctypes.pointer(_Vocabulary(*own))
         if rules.language_model is not None:
             model = rules.language_model

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kvarts.alphabet import BLANK_ID
 from kvarts.arpa import END_ID, UNKNOWN_ID
+from kvarts.spelling import next_state
 
 if TYPE_CHECKING:
     from kvarts.search import Rules
@@ -29,6 +30,8 @@ class _Prefix:
     place: int = 0
     context: int = 0
     hot: int = 0
+    spelt: int = 0
+    spelling: float = 0.0
     fixed: float = 0.0
     bound: float = 0.0
     blank: float = -math.inf
@@ -101,12 +104,17 @@ def _followed(rules: Rules, parent: _Prefix, label: int) -> _Prefix | None:
         child.fixed, child.context = ended
     elif rules.tree is not None:
         child.place = rules.tree.child(parent.place, label) if parent.place >= 0 else -1
+        child.spelt = next_state(parent.spelt, label)
+        spelling = float(rules.spelling[parent.spelt, label])
+        child.spelling = parent.spelling + spelling
         if child.place >= 0:
             promise = rules.lm_weight * float(rules.best_word[child.place])
         elif rules.is_closed:
             return None
         elif parent.place >= 0:
-            child.fixed += rules.weights.unknown_penalty
+            child.fixed += rules.weights.unknown_penalty + rules.weights.spelling_weight * child.spelling
+        else:
+            child.fixed += rules.weights.spelling_weight * spelling
     if rules.hotwords is not None:
         child.hot = int(rules.hotwords.next[parent.hot, label])
         promise += float(rules.hotwords.promise[child.hot])
@@ -123,8 +131,9 @@ def _word_end(rules: Rules, prefix: _Prefix) -> tuple[float, int] | None:
         if word < 0:
             if rules.is_closed:
                 return None
+            score += rules.weights.spelling_weight * float(rules.spelling[prefix.spelt, _SPACE])
             if prefix.place >= 0:
-                score += rules.weights.unknown_penalty
+                score += rules.weights.unknown_penalty + rules.weights.spelling_weight * prefix.spelling
     if rules.language_model is not None:
         of_word, context = rules.language_model.score(context, word if word >= 0 else UNKNOWN_ID)
         score += rules.lm_weight * of_word
