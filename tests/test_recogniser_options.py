@@ -193,7 +193,8 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
 )
 def test_damaged_weights(content: str | bytes, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("lm.arpa.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(LanguageModelError, match=r"^lm\.arpa\.json is damaged, or of another Kvarts: delete it, or run `kvarts lm tune`"):
+    message = r"^lm\.arpa\.json is damaged, or of another Kvarts: delete it, or run `kvarts lm tune`"
+    with pytest.raises(LanguageModelError, match=message):
         read_weights(Path("lm.arpa"))
     assert main(["transcribe", "--model", str(model), "a.wav", "--lm", "lm.arpa"]) == 2
     assert capsys.readouterr().err.startswith("kvarts: error: lm.arpa.json is damaged")
