@@ -12,10 +12,10 @@ PYTHON is the interpreter of an environment of their own, for pyctcdecode needs 
 
 The network runs once. Then the decoders take turns, each in one thread, on all utterances one by one; times are medians
 of the rounds, ratios medians of the ratios within rounds, above 1: Kvarts is faster. All search with the same beam, the
-same width (10), the same least log-probability (-5) and the weights of `kvarts lm tune`. What pyctcdecode adds for an
-unknown word is a logarithm to base 10 and weighed by its alpha; it gets the one that comes to the same. With --tune it
-runs once more with the weights that are best for it on that manifest: alpha, beta and offset in turn, twice, each from
-a list. flashlight-text gives no word outside its lexicon, as `--closed` does. Hot words weigh 5 here and there.
+same width (10) and the same least log-probability (-5); Kvarts with the weights of `kvarts lm tune`, pyctcdecode with
+the weights that are best for it on the manifest of --tune (alpha, beta and offset in turn, twice, each from a list,
+starting from its defaults) or with its defaults. flashlight-text gives no word outside its lexicon, as `--closed` does,
+and has our weights for what both know. Hot words weigh 5 here and there.
 
 Without --hotwords, --distractors draws them: 40 words of MANIFEST of four letters and more that the language model does
 not know, and 160 such words of another manifest that do not occur in it. WER is that of MANIFEST; recall and false
@@ -66,11 +66,12 @@ RIVALS = {
     "beam + LM + hot words": "pyctcdecode beam + LM + hot words",
     "closed beam + LM": "flashlight-text lexicon + LM",
 }
-TUNED = "pyctcdecode beam + LM, own weights"
-TRIED = {  # of pyctcdecode's weights
-    "alpha": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
-    "beta": (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
-    "unk_score_offset": (-15.0, -10.0, -6.0, -4.0, -2.0),
+# pyctcdecode's weights: its defaults, and what is tried.
+DEFAULTS = {"alpha": 0.5, "beta": 1.5, "unk_score_offset": -10.0}
+TRIED = {
+    "alpha": (0.1, 0.2, 0.3, 0.4, 0.7, 0.9),
+    "beta": (-2.0, -1.0, 0.0, 0.75, 3.0),
+    "unk_score_offset": (-30.0, -20.0, -15.0, -6.0, -3.0),
 }
 
 
@@ -105,7 +106,7 @@ class Others:
             [python, str(script), str(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, name: str, weights: dict[str, float] | None = None) -> tuple[float, list[str]]:
+    def run(self, name: str, weights: dict[str, float]) -> tuple[float, list[str]]:
         """Seconds and texts."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -154,13 +155,13 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotword
     folder.mkdir()
     np.savez(folder / "log_probs.npz", **{str(number): sound for number, sound in enumerate(sounds)})
     weights = read_weights(args.lm)
-    offset = weights.unknown_penalty / max(weights.lm_weight, 1e-6) / math.log(10)
     job = {
         "log_probs": str(folder / "log_probs.npz"),
         "alphabet": list(ALPHABET),
         "arpa": str(args.lm),
         "unigrams": [word for word in read_arpa(args.lm).words[3:] if not foreign_characters(word)],
-        "weights": {"alpha": weights.lm_weight, "beta": weights.word_bonus, "unk_score_offset": offset},
+        "lm_weight": weights.lm_weight,
+        "word_bonus": weights.word_bonus,
         "beam": args.beam,
         "width": WIDTH,
         "least_log_prob": LEAST_LOG_PROB,
@@ -172,8 +173,9 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotword
     return path
 
 
-def tuned(others: Others, references: list[str], weights: dict[str, float]) -> dict[str, float]:
-    """The best of `TRIED` for pyctcdecode's beam + LM, one after the other, starting from some weights."""
+def tuned(others: Others, references: list[str]) -> dict[str, float]:
+    """The best of `TRIED` for pyctcdecode's beam + LM, one after the other, starting from its defaults."""
+    weights = DEFAULTS
     found: dict[tuple[float, ...], float] = {}
 
     def wer(tried: dict[str, float]) -> float:
@@ -199,17 +201,15 @@ def turns(
     texts: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         others = None
-        rivals: dict[str, tuple[str, dict[str, float] | None]] = {}  # what each is called there, and its own weights
+        weights = DEFAULTS
+        rivals = []
         if args.others is not None:
-            rivals = {rival: (rival, None) for name, rival in RIVALS.items() if name in systems}
+            rivals = [rival for name, rival in RIVALS.items() if name in systems]
             if args.tune is not None:
                 utterances, of_tuning = log_probs_of(recognizer, args.tune)
-                job = write_job(args, Path(folder, "tuning"), of_tuning, None)
-                others = Others(args.others, job)
-                start = json.loads(job.read_text(encoding="utf-8"))["weights"]
-                own = tuned(others, [utterance.text for utterance in utterances], start)
+                others = Others(args.others, write_job(args, Path(folder, "tuning"), of_tuning, None))
+                weights = tuned(others, [utterance.text for utterance in utterances])
                 others.close()
-                rivals[TUNED] = (RIVALS["beam + LM"], own)
             others = Others(args.others, write_job(args, Path(folder, "test"), sounds, hot))
         for number in range(args.rounds + 1):  # the first warms up
             print(f"\rround {number} of {args.rounds}", end="", file=sys.stderr, flush=True)
@@ -218,8 +218,8 @@ def turns(
                 found = [decoder(sound) for sound in sounds]
                 seconds.setdefault(name, []).append(time.perf_counter() - started_s)
                 texts[name] = [" ".join(word.text for word in words) for words in found]
-            for name, of_name in rivals.items():
-                taken_s, texts[name] = others.run(*of_name)
+            for name in rivals:
+                taken_s, texts[name] = others.run(name, weights)
                 seconds.setdefault(name, []).append(taken_s)
         if others is not None:
             others.close()
@@ -319,7 +319,7 @@ def draw(result: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5))
     for name, row in result["systems"].items():
-        is_rival = name in (*RIVALS.values(), TUNED)
+        is_rival = name in RIVALS.values()
         axes.scatter(row["utterances_per_s"], 100 * row["wer"], color="tab:gray" if is_rival else "tab:blue", zorder=2)
         axes.annotate(name, (row["utterances_per_s"], 100 * row["wer"]), (5, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")

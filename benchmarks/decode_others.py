@@ -1,8 +1,7 @@
 """The other half of decode.py: pyctcdecode and flashlight-text, run by a Python of their own, without Kvarts.
 
-Reads a job (JSON) that decode.py wrote, then from standard input systems, a line of JSON each: a name and, if not those
-of the job, weights of pyctcdecode. Answers each with the seconds that all utterances took, one after the other in one
-thread, and their texts.
+Reads a job (JSON) that decode.py wrote, then from standard input systems, a line of JSON each: a name, and weights for
+pyctcdecode. Answers each with the seconds that all utterances took, one after the other in one thread, and their texts.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ import numpy as np
 
 
 def pyctcdecode_system(
-    job: dict[str, Any], with_model: bool, hotwords: list[str] | None, weights: dict[str, float] | None = None
+    job: dict[str, Any], weights: dict[str, float] | None, hotwords: list[str] | None = None
 ) -> Callable[[Any], str]:
-    """Its beam search at the same beam, width, least log-probability and weights."""
+    """Its beam search at the same beam, width and least log-probability; with weights also with the language model."""
     from pyctcdecode import build_ctcdecoder
 
     logging.disable(logging.WARNING)
     labels = [*job["alphabet"], ""]
-    if with_model:
+    if weights is not None:
         decoder = build_ctcdecoder(
             labels,
             kenlm_model_path=job["arpa"],
             unigrams=job["unigrams"],
-            **(weights or job["weights"]),
+            **weights,
         )
     else:
         decoder = build_ctcdecoder(labels)
@@ -61,8 +60,8 @@ def flashlight_system(job: dict[str, Any]) -> Callable[[Any], str]:
         beam_size=job["beam"],
         beam_size_token=len(job["alphabet"]) + 1,
         beam_threshold=job["width"],
-        lm_weight=job["weights"]["alpha"] * np.log(10),  # its model speaks in logarithms to base 10
-        word_score=job["weights"]["beta"],
+        lm_weight=job["lm_weight"] * np.log(10),  # its model speaks in logarithms to base 10
+        word_score=job["word_bonus"],
         unk_score=-np.inf,
         sil_score=0,
         log_add=True,
@@ -87,9 +86,9 @@ def main() -> None:
     with np.load(job["log_probs"]) as arrays:
         sounds = [arrays[str(number)] for number in range(len(arrays.files))]
     make = {
-        "pyctcdecode beam": lambda weights: pyctcdecode_system(job, False, None),
-        "pyctcdecode beam + LM": lambda weights: pyctcdecode_system(job, True, None, weights),
-        "pyctcdecode beam + LM + hot words": lambda weights: pyctcdecode_system(job, True, job["hotwords"]),
+        "pyctcdecode beam": lambda weights: pyctcdecode_system(job, None),
+        "pyctcdecode beam + LM": lambda weights: pyctcdecode_system(job, weights),
+        "pyctcdecode beam + LM + hot words": lambda weights: pyctcdecode_system(job, weights, job["hotwords"]),
         "flashlight-text lexicon + LM": lambda weights: flashlight_system(job),
     }
     made: dict[str, Callable[[Any], str]] = {}

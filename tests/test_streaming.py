@@ -661,6 +661,8 @@ def test_the_clock(recognizer: Recognizer, size_s: float, work_s: float) -> None
     assert evaluation.audio_s == duration_s
     # A chunk's length, 0.2 s between partial results, the letter's tail; then what computing takes.
     [first_s] = evaluation.first_word_s
+    [text_s] = evaluation.first_partial_s
+    assert text_s <= first_s
     [end_s] = evaluation.endpoint_s
     if work_s <= size_s:
         assert -0.12 <= first_s <= size_s + 0.25 + work_s  # the network sees a letter before it is over
@@ -679,6 +681,7 @@ def test_a_first_word_offline_does_not_end_alike_is_missed(recognizer: Recognize
     play(recognizer, waveform, "нет", offline, evaluation)
     assert (evaluation.first_word_missed, evaluation.first_word_s, evaluation.same_as_offline) == (1, [], 0)
     assert evaluation.words.errors == 1
+    assert len(evaluation.first_partial_s) == 1
 
 
 def test_a_pause_is_made_of_the_quietest_part() -> None:
@@ -703,7 +706,7 @@ def test_utterances_of_a_manifest(recognizer: Recognizer, tmp_path: Path) -> Non
     for evaluation in evaluations:
         found = evaluation.as_json()
         assert (found["wer"], found["offline_wer"], found["same_as_offline_share"]) == (0, 0, 1)
-        assert found["first_word_p50_s"] <= found["first_word_p95_s"]
+        assert found["first_partial_p50_s"] <= found["first_word_p50_s"] <= found["first_word_p95_s"]
         assert 0.8 <= found["endpoint_p50_s"] <= found["endpoint_p95_s"]
         assert 0 < found["network_s_per_s"] <= found["work_s_per_s"]
     assert evaluations[0].encoded_s > evaluations[1].encoded_s > evaluations[0].audio_s

@@ -22,6 +22,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any, Final
 
 import numpy as np
@@ -266,20 +267,19 @@ class BeamSearch:
 def word_posteriors(hypotheses: Sequence[Hypothesis]) -> list[float]:
     """Of each word of the first text, the share of the probability of all that has it in this place.
 
-    Places are those of a shortest way (Levenshtein) from the first text to another.
+    Places are the matching blocks of `difflib`, which every Python has.
     """
-    from rapidfuzz.distance import Levenshtein
-
     scores = np.array([hypothesis.sound + hypothesis.words for hypothesis in hypotheses])
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     best = hypotheses[0].text.split()
-    posteriors = np.full(len(best), shares.sum())
-    for share, hypothesis in zip(shares[1:], hypotheses[1:], strict=True):
-        for operation in Levenshtein.editops(best, hypothesis.text.split()):
-            if operation.tag != "insert":
-                posteriors[operation.src_pos] -= share
-    return np.clip(posteriors, shares[0], 1.0).tolist()  # type: ignore[no-any-return]
+    posteriors = np.zeros(len(best))
+    matcher = SequenceMatcher(b=best, autojunk=False)
+    for share, hypothesis in zip(shares, hypotheses, strict=True):
+        matcher.set_seq1(hypothesis.text.split())
+        for block in matcher.get_matching_blocks():
+            posteriors[block.b : block.b + block.size] += share
+    return np.minimum(posteriors, 1.0).tolist()  # type: ignore[no-any-return]
 
 
 def align_words(

@@ -45,8 +45,9 @@ class StreamingEvaluation:
         audio_s: seconds of sound; of the network and of all work for it:
         network_s, work_s: seconds; and
         encoded_s: seconds of sound that the network heard, partial results included.
-        first_word_s: of each utterance, from the end of the first word that offline recognition finds, by its times,
-            until the first event that begins with this word is there. Below 0: it was there before it was over.
+        first_partial_s: of each utterance, from the end of the first word that offline recognition finds, by its times,
+            until the first event with any word is there. Below 0: it was there before the word was over.
+        first_word_s: the same until the first event that begins with this very word.
         first_word_missed: utterances that no event of which begins so.
         endpoint_s: of each utterance, from the end of its last word until the final result is there, when a pause
             follows: the quietest 0.2 s of the recording, to and fro.
@@ -70,6 +71,7 @@ class StreamingEvaluation:
     network_s: float = 0.0
     work_s: float = 0.0
     encoded_s: float = 0.0
+    first_partial_s: list[float] = field(default_factory=list)
     first_word_s: list[float] = field(default_factory=list)
     first_word_missed: int = 0
     endpoint_s: list[float] = field(default_factory=list)
@@ -96,10 +98,15 @@ class StreamingEvaluation:
             "wer": self.words.rate,
             "offline_wer": self.offline_words.rate,
             "same_as_offline_share": self.same_as_offline / max(self.num_utterances, 1),
-            "first_word_p50_s": percentile(self.first_word_s, 50),
-            "first_word_p95_s": percentile(self.first_word_s, 95),
-            "endpoint_p50_s": percentile(self.endpoint_s, 50),
-            "endpoint_p95_s": percentile(self.endpoint_s, 95),
+            **{
+                f"{name}_p{percent}_s": percentile(values, percent)
+                for name, values in (
+                    ("first_partial", self.first_partial_s),
+                    ("first_word", self.first_word_s),
+                    ("endpoint", self.endpoint_s),
+                )
+                for percent in (50, 95)
+            },
             "unstable_partial_word_ratio": self.unstable_ratio,
             "revised_ratio": self.revised_ratio,
             "network_s_per_s": self.network_s / self.audio_s if self.audio_s else None,
@@ -216,6 +223,7 @@ def streaming_table(evaluations: Sequence[StreamingEvaluation]) -> Table:
         "WER %",
         "offline",
         "same %",
+        "1st text s",
         "1st word s",
         "end s",
         "unstable %",
@@ -232,8 +240,10 @@ def streaming_table(evaluations: Sequence[StreamingEvaluation]) -> Table:
             f"{100 * row['wer']:.2f}",
             f"{100 * row['offline_wer']:.2f}",
             f"{100 * row['same_as_offline_share']:.0f}",
-            f"{_seconds(row['first_word_p50_s'])}/{_seconds(row['first_word_p95_s'])}",
-            f"{_seconds(row['endpoint_p50_s'])}/{_seconds(row['endpoint_p95_s'])}",
+            *(
+                f"{_seconds(row[f'{name}_p50_s'])}/{_seconds(row[f'{name}_p95_s'])}"
+                for name in ("first_partial", "first_word", "endpoint")
+            ),
             f"{100 * evaluation.unstable_ratio:.1f}",
             f"{100 * evaluation.revised_ratio:.2f}",
             f"{evaluation.encoded_s / max(evaluation.audio_s, 1e-9):.1f}×",
@@ -288,6 +298,8 @@ def _add_first_word(evaluation: StreamingEvaluation, heard: Sequence[tuple[float
     if not offline.words:
         return
     first = offline.words[0]
+    with_words = [there_s for there_s, event in heard if event.words]
+    evaluation.first_partial_s += [there_s - first.end_s for there_s in with_words[:1]]
     for there_s, event in heard:
         if event.words and event.words[0].text == first.text:
             evaluation.first_word_s.append(there_s - first.end_s)
