@@ -124,7 +124,7 @@ def add_grammar_arguments(parser: argparse.ArgumentParser) -> argparse._Argument
         "--unknown-below",
         metavar="P",
         type=positive_number,
-        help="a command whose score is lower than -P is [unk] (default: 2)",
+        help="a command whose score is lower than -P is [unk] (default: 3)",
     )
     return group
 
