@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvarts import search
@@ -106,6 +106,7 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
 
 @needs_c
 @settings(max_examples=150, deadline=None)
+@example(14, 14, 30, 2.0, -5.0, False, True, True)  # a word likelier in its place than by itself
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 14),

@@ -646,12 +646,14 @@ DECODERS = [
     ([], "мой кит дома"),
     (["--beam", "50"], "мой кит дома"),
     (["--lm", "lm.arpa"], "мой кот дома"),
-    (["--lm", "lm.arpa", "--lm-weight", "0", "--unknown-penalty", "0"], "мой кит дома"),
+    (["--lm", "lm.arpa", "--lm-weight", "0", "--spelling-weight", "0"], "мой кит дома"),
+    (["--lm", "lm.arpa", "--lm-weight", "0"], "мой кот дома"),
     (["--lm", "lm.arpa", "--vocabulary", "words.txt", "--lm-weight", "0"], "мой кит дома"),
     (["--hotwords", "hot.txt"], "мой кот дома"),
     (["--hotwords", "hot.txt", "--hotword-weight", "0.5"], "мой кит дома"),
     (["--vocabulary", "words.txt"], "мой кит дома"),
-    (["--vocabulary", "known.txt", "--unknown-penalty", "0"], "мой кит дома"),
+    (["--vocabulary", "known.txt", "--spelling-weight", "0"], "мой кит дома"),
+    (["--vocabulary", "known.txt"], "мой кот дома"),
     (["--vocabulary", "known.txt", "--closed"], "мой кот дома"),
 ]
 

@@ -124,6 +124,14 @@ static double word_end(const Search *s, const Node *node, int32_t *context) {
     return score + s->word_bonus;
 }
 
+/* The highest `bound` behind the end of this node's word: log-probabilities and penalties are 0 at most. */
+static double most_behind(const Search *s, const Node *node) {
+    double most = node->fixed + s->word_bonus;
+    if (s->hotwords)
+        most += s->hotwords->reward[node->hot] + s->hotwords->promise[s->hotwords->next[node->hot * (LABELS - 1)]];
+    return most;
+}
+
 /* The node that follows another by a label, as yet outside the tree; 0 where there is none. */
 static int follow(const Search *s, const Node *parent, int32_t label, Node *child) {
     memset(child, 0, sizeof *child);
@@ -292,7 +300,8 @@ static int step(const Search *s, Tree *tree, const List *active, List *reached, 
             int32_t child = find_child(tree, number, label);
             if (child < 0) {
                 Node made;
-                if (label == SPACE && score + node->bound + fmax(s->word_bonus, 0) < least)
+                /* Spares the language model. A word may be likelier in its place than `bound` has it. */
+                if (label == SPACE && score + most_behind(s, node) < least)
                     continue;
                 if (!follow(s, node, label, &made) || score + made.bound < least)
                     continue;
