@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvarts.alphabet import encode, foreign_characters, min_ctc_frames
 from kvarts.audio import audio_duration_s
 from kvarts.errors import AudioError
-from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames_of_duration
+from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames_of_duration, too_short
 from kvarts.manifest import Utterance
 from kvarts.progress import progress_bar, run_ahead
 from kvarts.text import normalise
@@ -75,12 +75,6 @@ def _audio_problem(utterance: Utterance) -> Problem | None:
         what = f"duration is {utterance.duration_s:g} s but {utterance.audio_path} has {actual_s:.3f} s"
         return Problem(utterance, what, "correct the duration or the file")
     return None
-
-
-def too_short(duration_s: float) -> str:
-    """What is wrong with less sound than one analysis window, in words."""
-    window_ms = 1000 * WIN_LENGTH // SAMPLE_RATE
-    return f"{1000 * duration_s:.3g} ms of sound, less than one analysis window of {window_ms} ms"
 
 
 def _target_problem(utterance: Utterance, stride: int) -> Problem | None:

@@ -37,3 +37,9 @@ def encoded_frames_of_duration(duration_s: float, stride: int = 4) -> int:
 def seconds_of_encoded(num_encoded_frames: float, stride: int = 4) -> float:
     """Time of an encoded frame's centre from the beginning: frame k is centred on sample 160 · stride · k."""
     return num_encoded_frames * stride * HOP_LENGTH / SAMPLE_RATE
+
+
+def too_short(duration_s: float) -> str:
+    """What is wrong with less sound than one analysis window, in words."""
+    window_ms = 1000 * WIN_LENGTH // SAMPLE_RATE
+    return f"{1000 * duration_s:.3g} ms of sound, less than one analysis window of {window_ms} ms"

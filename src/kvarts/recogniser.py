@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from kvarts import cutting
 from kvarts.audio import audio_blocks, resampled
-from kvarts.checks import too_short
 from kvarts.cutting import Piece
 from kvarts.decoding import CommandDecoder, Decoder, WordFrames, greedy_words
 from kvarts.engines import Engine, cpu_threads
 from kvarts.errors import AudioError
 from kvarts.features import N_MELS, check_waveform, log_mel
-from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames, seconds_of_encoded
+from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames, seconds_of_encoded, too_short
 from kvarts.progress import chain_ahead
 
 if TYPE_CHECKING:

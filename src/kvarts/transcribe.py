@@ -590,8 +590,8 @@ def _read_all(recording: Recording, separate: bool) -> Iterator[tuple[int | _End
     import numpy as np
 
     from kvarts.audio import audio_blocks, channel_count
-    from kvarts.checks import too_short
     from kvarts.cutting import pieces
+    from kvarts.frames import too_short
 
     samples = 0
 
