@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "README.ru.md", ROOT / "sample" / "README.md
 # A page and the same page in Russian.
 TWINS = [
     ("README.md", "README.ru.md"),
-    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("data", "recipes", "recognition", "decoding")),
+    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("data", "corpora", "recipes", "recognition", "decoding")),
 ]
 
 # Shown for what it leads to.

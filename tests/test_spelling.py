@@ -89,4 +89,4 @@ def test_letters_without_a_label() -> None:
 
 
 def test_without_words_all_is_alike() -> None:
-    assert spelling_model([]) == pytest.approx(np.full((STATES, LABELS), -math.log(33)), abs=1e-5)
+    assert np.abs(spelling_model([]) + math.log(33)).max() < 1e-5

@@ -36,6 +36,12 @@ _DATA_COMMANDS: Final = {
     "download": "download and unpack a data set",
     "sample": "rebuild the sample speech from its Debian package",
 }
+# These in modules whose names begin with «data_».
+_CORPUS_COMMANDS: Final[dict[str, str]] = {
+    "import": "make manifests of other corpora: Golos, Common Voice, Kaldi, AudioFolder, NeMo, Festvox",
+    "check": "find what is wrong with manifests, their texts and audio",
+    "stats": "show hours, lengths, words, speakers, levels and spectra of manifests",
+}
 _LM_COMMANDS: Final = {
     "build": "estimate an n-gram language model from texts",
     "tune": "find the weights of a language model on a validation set",
@@ -124,6 +130,7 @@ def _parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     data_parser = commands.add_parser("data", help="get the course's data, rebuild the sample")
     data_commands = data_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_commands(data_commands, _DATA_COMMANDS, arguments)
+    _add_commands(data_commands, _CORPUS_COMMANDS, arguments, prefix="data_")
     lm_parser = commands.add_parser("lm", help="build and tune language models")
     lm_commands = lm_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_commands(lm_commands, _LM_COMMANDS, arguments, prefix="lm_")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from kvarts.errors import ManifestError, OutputError, listing
 from kvarts.files import atomic_text_writer
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Utterance:
         return f"{self.manifest}:{self.line}"
 
 
-class _LineError(Exception):
+class LineError(Exception):
     """What is wrong with a line and what to do about it."""
 
 
@@ -56,12 +56,12 @@ def read_manifest(path: Path) -> list[Utterance]:
         # Bytes, so that lines end at \n alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                content = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
+                content = (raw.removeprefix(BOM) if number == 1 else raw).strip()
                 if not content:
                     continue
                 try:
-                    utterances.append(_utterance(content, path, number))
-                except _LineError as error:
+                    utterances.append(utterance_of(content, path, number))
+                except LineError as error:
                     offenders.append(f"{path}:{number}: {error}")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; check the path") from None
@@ -92,64 +92,64 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 raise OutputError(f"{path}:{number}: could not be written as JSON: {error}") from error
 
 
-def _utterance(content: bytes, manifest: Path, line: int) -> Utterance:
-    row = _json_object(content)
-    audio_filepath = _field(row, "audio_filepath", str, "a string")
+def utterance_of(content: bytes, manifest: Path, line: int) -> Utterance:
+    row = json_object(content)
+    audio_filepath = field_of(row, "audio_filepath", str, "a string")
     if not audio_filepath.strip() or "\0" in audio_filepath:
-        raise _LineError('"audio_filepath" names no file; give the path of the audio file')
-    text = _field(row, "text", str, "a string")
-    duration = _field(row, "duration", (int, float), "a number")
+        raise LineError('"audio_filepath" names no file; give the path of the audio file')
+    text = field_of(row, "text", str, "a string")
+    duration = field_of(row, "duration", (int, float), "a number")
     try:
         duration_s = float(duration)
     except OverflowError:  # an integer of more than 308 digits
         duration_s = math.inf
     if not (math.isfinite(duration_s) and duration_s > 0):
-        raise _LineError(f'"duration" is {duration_s:g}; give the seconds of audio, a number above 0')
+        raise LineError(f'"duration" is {duration_s:g}; give the seconds of audio, a number above 0')
     audio_path = manifest.parent / audio_filepath
     utterance_id = row.get("id")
     if utterance_id is None:
         utterance_id = audio_path.stem
     elif isinstance(utterance_id, bool) or not isinstance(utterance_id, (str, int)):
-        raise _LineError(f'"id" is {_type_name(utterance_id)}; make it a string or leave it out')
+        raise LineError(f'"id" is {_type_name(utterance_id)}; make it a string or leave it out')
     return Utterance(audio_path, text, duration_s, str(utterance_id), manifest, line, row)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _LineError(f"{name} is not JSON; give a number")
+    raise LineError(f"{name} is not JSON; give a number")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes) -> dict[str, Any]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _LineError(f"not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
+        raise LineError(f"not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
     try:
         row = _DECODER.decode(text)
         if "\\u" in text:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         place = f"{error.msg}, column {error.colno}"
-        raise _LineError(f"broken JSON ({place}); write one JSON object a line") from None
+        raise LineError(f"broken JSON ({place}); write one JSON object a line") from None
     except UnicodeEncodeError:
         # \ud800 without its partner is legal JSON that no file and no terminal can hold.
-        raise _LineError("half a surrogate pair in a \\u escape; write the character itself") from None
+        raise LineError("half a surrogate pair in a \\u escape; write the character itself") from None
     except (ValueError, RecursionError):
-        raise _LineError("JSON with too long a number or too many brackets; correct the line") from None
+        raise LineError("JSON with too long a number or too many brackets; correct the line") from None
     if not isinstance(row, dict):
-        raise _LineError(f'{_type_name(row)}, not an object; write {{"audio_filepath": …, …}}')
+        raise LineError(f'{_type_name(row)}, not an object; write {{"audio_filepath": …, …}}')
     return row
 
 
-def _field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], kind_name: str) -> Any:
+def field_of(row: dict[str, Any], name: str, kind: type | tuple[type, ...], kind_name: str) -> Any:
     if name not in row:
-        raise _LineError(f'"{name}" is missing; add it as {kind_name}')
+        raise LineError(f'"{name}" is missing; add it as {kind_name}')
     value = row[name]
     # In Python True is an int; in a manifest it is a mistake.
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _LineError(f'"{name}" is {_type_name(value)}; make it {kind_name}')
+        raise LineError(f'"{name}" is {_type_name(value)}; make it {kind_name}')
     return value
 
 

@@ -20,17 +20,17 @@ import random
 import re
 import shutil
 import sys
-import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvarts.alphabet import foreign_characters
+from kvarts.corpora import deb_members
 from kvarts.errors import ArchiveError, AudioError, ConfigError
 from kvarts.files import write_error
 from kvarts.frames import SAMPLE_RATE
@@ -98,7 +98,7 @@ def read_package(path: Path) -> list[Recording]:
     """
     wavs: dict[str, bytes] = {}
     texts: dict[str, str] = {}
-    members = _folder_members(path) if path.is_dir() else _deb_members(path)
+    members = _folder_members(path) if path.is_dir() else deb_members(path, _is_wanted)
     try:
         for member, content in members:
             if wav := _WAV_PATH.search(member):
@@ -133,44 +133,6 @@ def _folder_members(folder: Path) -> Iterator[tuple[str, bytes]]:
         member = file.relative_to(folder).as_posix()
         if _is_wanted(member) and file.is_file():
             yield member, file.read_bytes()
-
-
-class _Extent:
-    """`length` bytes of an open file from where it stands: all that tarfile's stream mode asks of a file."""
-
-    def __init__(self, file: IO[bytes], length: int) -> None:
-        self._file = file
-        self._left = length
-
-    def read(self, size: int) -> bytes:
-        content = self._file.read(min(size, self._left))
-        self._left -= len(content)
-        return content
-
-
-def _deb_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    # A .deb is an `ar` archive (deb(5)): an 8-byte magic, then members, each with a 60-byte header of text
-    # fields (name 16 bytes, …, size 10 bytes at 48) and padded to even length. One is data.tar, compressed.
-    try:
-        with path.open("rb") as file:
-            if file.read(8) != b"!<arch>\n":
-                raise ArchiveError(f"{path}: not a Debian package; get one with: apt-get download festvox-ru")
-            while header := file.read(60):
-                name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
-                if file.tell() + size > path.stat().st_size:
-                    raise ArchiveError(f"{path}: damaged package (cut off); fetch it again")
-                if name.startswith("data.tar"):
-                    with tarfile.open(fileobj=_Extent(file, size), mode="r|*") as archive:  # type: ignore[call-overload]
-                        for member in archive:
-                            if member.isfile() and _is_wanted(member.name):
-                                yield member.name, archive.extractfile(member).read()
-                    return
-                file.seek(size + size % 2, os.SEEK_CUR)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file; get it with: apt-get download festvox-ru") from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ArchiveError(f"{path}: damaged package ({error}); fetch it again") from error
-    raise ArchiveError(f"{path}: damaged package (no data.tar in it); fetch it again")
 
 
 def decode_wav(recording: Recording) -> Waveform:
