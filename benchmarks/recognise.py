@@ -78,6 +78,7 @@ def prepare(args: argparse.Namespace) -> None:
     from kvarts.model import QuartzNetCTC
     from kvarts.recogniser import Recognizer
 
+    torch.manual_seed(0)  # what `trained_looking` does not draw: one network in many is read otherwise by onnx-asr
     checkpoint = args.checkpoint or args.folder / "model.ckpt"
     if args.checkpoint is None:
         model = QuartzNetCTC(QuartzNet(COURSE_BLOCKS), ConvDecoder())
