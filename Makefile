@@ -44,7 +44,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	  echo 'make: $(PYTHON) lacks the module venv; on Debian and Ubuntu, as root: apt install python3-venv' >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-	  $(RUN) -m pip install --no-compile $(PIP_ARGS) --editable '.[dev]'
+	  $(RUN) -m pip install $(PIP_ARGS) --editable '.[dev]'
 	@touch $(INSTALLED)
 
 clean:
