@@ -117,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
         "false_accept_rate": args.false_accept_rate,
         "model": model_identity(args.model),
         "engine": recognizer.engine.name,
-        "num_utterances": len(fitting),
     }
     if search is None:
         fitted = _fit_words(recognizer, fitting, testing, about)
@@ -162,6 +161,7 @@ def _fit_words(
         word_threshold=thresholds["words"].value,
         utterance_threshold=thresholds["utterances"].value,
         decoder=confidence.description_of(recognizer.decoder),
+        num_utterances=len(known),
         num_words=len(held_out["words"].right),
     )
     before, after = dict(zip(kinds, confidence.raw_scores(known), strict=True)), held_out
@@ -203,6 +203,7 @@ def _fit_commands(
         command_weights=tuple(weights.tolist()),
         utterance_threshold=thresholds["commands"].value,
         decoder=confidence.description_of(search),
+        num_utterances=len(right),
     )
     before, after = {"commands": confidence.raw_command_scores(scores, right)}, held_out
     if testing:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kvarts.lint import Line
     from kvarts.lint_sound import Sound
+    from kvarts.manifest import Line
 
 _PERCENTILES: Final = (0, 5, 50, 95, 100)
 _SHOWN: Final = 8  # speakers, domains and characters; --json has all of them
@@ -184,7 +184,8 @@ def manifest_stats(path: Path, *, name: str, audio: bool = True) -> Stats:
         ManifestError: it cannot be read, is empty or has bad lines.
         AudioError: files could not be read.
     """
-    from kvarts.lint import read_lines, with_sound
+    from kvarts.lint import with_sound
+    from kvarts.manifest import read_lines
     from kvarts.progress import progress_bar
     from kvarts.text import normalise
 

@@ -23,13 +23,13 @@ import numpy as np
 
 from kvarts.alphabet import encode, foreign_characters, min_ctc_frames
 from kvarts.checks import DURATION_TOLERANCE_RATIO, DURATION_TOLERANCE_S
-from kvarts.errors import AudioError, ManifestError
+from kvarts.errors import AudioError
 from kvarts.frames import SAMPLE_RATE, WIN_LENGTH, encoded_frames_of_duration, too_short
 from kvarts.lint_model import ctc_loss, median_and_spread, outliers
 from kvarts.lint_sound import FINGERPRINT_BYTES, Sound, measure
 from kvarts.lint_text import text_faults
 from kvarts.lint_twins import NearTexts, digest, near_fingerprints, repeats
-from kvarts.manifest import BOM, LineError, Utterance, utterance_of
+from kvarts.manifest import Line, Utterance, read_lines
 from kvarts.progress import progress_bar, run_ahead
 
 if TYPE_CHECKING:
@@ -266,43 +266,6 @@ class _Kept:
         for seconds in (self.printed_s, self.speech_s, self.durations_s):
             seconds.append(np.nan)
         self.usable.append(0)
-
-
-class Line(NamedTuple):
-    """One line of a manifest as it was read."""
-
-    number: int
-    size: int  # bytes
-    utterance: Utterance | None
-    error: str  # what is wrong with it and what to do, where it is none
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a manifest one by one, broken ones too; blank ones are skipped.
-
-    Raises:
-        ManifestError: the manifest cannot be read, or has no line.
-    """
-    is_empty = True
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                content = (raw.removeprefix(BOM) if number == 1 else raw).strip()
-                if not content:
-                    continue
-                is_empty = False
-                try:
-                    yield Line(number, len(raw), utterance_of(content, path, number), "")
-                except LineError as error:
-                    yield Line(number, len(raw), None, str(error))
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest; check the path") from None
-    except IsADirectoryError:
-        raise ManifestError(f"{path}: is a folder; give the manifest file inside it") from None
-    except OSError as error:
-        raise ManifestError(f"{path}: could not be read ({error.strerror or error}); check the path") from error
-    if is_empty:
-        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
 
 
 def lint(

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvarts.errors import ManifestError
-from kvarts.lint import Report, Texts, read_lines
+from kvarts.lint import Report, Texts
 from kvarts.lint_text import repaired_text
-from kvarts.manifest import Utterance, write_manifest
+from kvarts.manifest import Utterance, read_lines, write_manifest
 
 _MENDED: Final = {"look-alike", "mojibake", "duration-mismatch", "duplicate-id"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +52,33 @@ def read_manifest(path: Path) -> list[Utterance]:
     """
     utterances: list[Utterance] = []
     offenders: list[str] = []
+    for line in read_lines(path):
+        if line.utterance is None:
+            offenders.append(f"{path}:{line.number}: {line.error}")
+        else:
+            utterances.append(line.utterance)
+    if offenders:
+        raise ManifestError(listing(f"{path}: bad lines", offenders))
+    return utterances
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a manifest as it was read."""
+
+    number: int
+    size: int  # bytes
+    utterance: Utterance | None
+    error: str  # what is wrong with it and what to do, where it is none
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a manifest one by one, broken ones too; blank ones are skipped.
+
+    Raises:
+        ManifestError: the manifest cannot be read, or has no line.
+    """
+    is_empty = True
     try:
         # Bytes, so that lines end at \n alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open("rb") as file:
@@ -59,22 +86,19 @@ def read_manifest(path: Path) -> list[Utterance]:
                 content = (raw.removeprefix(BOM) if number == 1 else raw).strip()
                 if not content:
                     continue
+                is_empty = False
                 try:
-                    utterances.append(utterance_of(content, path, number))
+                    yield Line(number, len(raw), _utterance(content, path, number), "")
                 except LineError as error:
-                    offenders.append(f"{path}:{number}: {error}")
+                    yield Line(number, len(raw), None, str(error))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; check the path") from None
     except IsADirectoryError:
         raise ManifestError(f"{path}: is a folder; give the manifest file inside it") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise ManifestError(f"{path}: could not be read ({reason}); check the path") from error
-    if offenders:
-        raise ManifestError(listing(f"{path}: bad lines", offenders))
-    if not utterances:
+        raise ManifestError(f"{path}: could not be read ({error.strerror or error}); check the path") from error
+    if is_empty:
         raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
-    return utterances
 
 
 def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -92,7 +116,7 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 raise OutputError(f"{path}:{number}: could not be written as JSON: {error}") from error
 
 
-def utterance_of(content: bytes, manifest: Path, line: int) -> Utterance:
+def _utterance(content: bytes, manifest: Path, line: int) -> Utterance:
     row = json_object(content)
     audio_filepath = field_of(row, "audio_filepath", str, "a string")
     if not audio_filepath.strip() or "\0" in audio_filepath:
