@@ -41,6 +41,7 @@ _CORPUS_COMMANDS: Final[dict[str, str]] = {
     "import": "make manifests of other corpora: Golos, Common Voice, Kaldi, AudioFolder, NeMo, Festvox",
     "check": "find what is wrong with manifests, their texts and audio",
     "stats": "show hours, lengths, words, speakers, levels and spectra of manifests",
+    "shard": "pack a manifest and its audio into shards that training streams",
 }
 _LM_COMMANDS: Final = {
     "build": "estimate an n-gram language model from texts",

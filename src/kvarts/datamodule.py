@@ -26,10 +26,11 @@ from kvarts.dataset import (
     collate,
     random_subset,
 )
-from kvarts.errors import AudioError, ConfigError, TrainingDataError, listing
+from kvarts.errors import AudioError, ConfigError, KvartsError, TrainingDataError, listing
 from kvarts.feature_cache import BYTES_PER_SECOND, FeatureCache
 from kvarts.files import cache_dir as cache_dir_of_user
 from kvarts.manifest import Utterance, read_manifest
+from kvarts.shards import ShardDataset, ShardFiles, ShardIndex, ShardSampler, is_index, read_index, unpack
 
 logger = logging.getLogger("lightning")
 
@@ -87,6 +88,9 @@ class SpeechData(pl.LightningDataModule):
         cache_mb: int = 4096,
         on_bad: str = "error",
         check_audio: bool = True,
+        shard_window: int = 4,
+        shard_dir: str | None = None,
+        shard_mb: int = 32768,
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +102,7 @@ class SpeechData(pl.LightningDataModule):
             logger.info("data: %s%s", root, other)
         else:
             logger.info("data: %s", root)
+        self._index_at = train_manifest if train_manifest is not None and is_index(train_manifest) else None
         self.train_manifest = Path(train_manifest or root / "train_opus" / "manifest.jsonl")
         if train_manifest is None and not self.train_manifest.is_file():
             raise ConfigError(
@@ -134,23 +139,34 @@ class SpeechData(pl.LightningDataModule):
         self._cache = _feature_cache(cache_dir, cache_mb)
         self._on_bad = on_bad
         self._check_audio = check_audio
+        self._shard_window = shard_window
+        self._shard_dir = shard_dir
+        self._shard_mb = shard_mb
         self._augmentation = augmentation
         self._sampler: BucketSampler | None = None
         self._place: dict[str, Any] | None = None
         self.train: list[Utterance] = []
         self.val: list[Utterance] = []
+        self._shards: ShardIndex | None = None
+        self._left_out: list[str] = []  # of this epoch, by name
         self._digest = ""
 
     def prepare(self) -> None:
         """Read and check everything before step 0.
 
         Raises:
-            ManifestError: a manifest is missing, empty or broken.
+            ManifestError: a manifest, or the index of shards, is missing, empty or broken.
             TrainingDataError: utterances that cannot be used, listed by file:line, where on_bad is error.
         """
-        train = read_manifest(self.train_manifest)
-        if self._train_minutes is not None:
-            train = random_subset(train, 60 * self._train_minutes, self._seed)
+        train: list[Utterance] = []
+        if self._index_at is not None:
+            self._shards = read_index(self._index_at)
+            if self._train_minutes is not None:
+                self._shards = self._shards.part(60 * self._train_minutes, self._seed)
+        else:
+            train = read_manifest(self.train_manifest)
+            if self._train_minutes is not None:
+                train = random_subset(train, 60 * self._train_minutes, self._seed)
         val = read_manifest(self.val_manifest)
         problems = check_targets(train, self._stride)
         tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
@@ -161,12 +177,34 @@ class SpeechData(pl.LightningDataModule):
             problems += check_audio([*train, *val])
         self.train = self._usable(train, problems, "training")
         self.val = self._usable(val, problems, "validation")
-        self._digest = _digest(self.train)
+        if self._shards is None:
+            count, train_s = len(self.train), sum(u.duration_s for u in self.train)
+            self._digest = _digest(self.train)
+        else:
+            count, train_s = len(self._shards), float(self._shards.duration_s.sum())
+            self._digest = self._shards.digest
         logger.info(
             "training on %d utterances, %.2f h; validating on %d, %.2f h",
-            *(len(self.train), sum(u.duration_s for u in self.train) / 3600),
+            *(count, train_s / 3600),
             *(len(self.val), sum(u.duration_s for u in self.val) / 3600),
         )
+
+    def train_sample(self, duration_s: float, folder: Path) -> list[Utterance]:
+        """About so many seconds of the training data, drawn by the seed; those of shards are unpacked into `folder`."""
+        if self._shards is None:
+            return random_subset(self.train, duration_s, self._seed)
+        part = self._shards.part(duration_s, self._seed)
+        return unpack(part, self._shard_files(part), folder, skip_bad=self._on_bad == "skip")
+
+    def _shard_files(self, index: ShardIndex) -> ShardFiles:
+        home = cache_dir_of_user()
+        if self._shard_dir is not None:
+            folder = Path(self._shard_dir)
+        elif home is not None:
+            folder = home / "shards"
+        else:
+            raise ConfigError("you have no home folder to keep shards in; name another folder with data.shard_dir=")
+        return ShardFiles(index, folder, self._shard_mb * 2**20)
 
     def _usable(self, utterances: list[Utterance], problems: Sequence[Problem], part: str) -> list[Utterance]:
         whose = {id(utterance) for utterance in utterances}
@@ -187,51 +225,64 @@ class SpeechData(pl.LightningDataModule):
             raise TrainingDataError(f"no {part} utterance is left; {message}")
         return usable
 
-    def train_dataloader(self) -> DataLoader[Example | AudioError]:
+    def train_dataloader(self) -> DataLoader[Example | Batch | KvartsError]:
         rank, world_size = self._share()
         place = self._place if self._sampler is None else self.state_dict()  # a loader made anew goes on
-        self._sampler = BucketSampler(
-            [u.duration_s for u in self.train],
-            self._batch_size,
-            shuffle=self._shuffle,
-            bucketing=self._bucketing,
-            seed=self._seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        how = (self._shuffle, self._bucketing, self._seed, rank, world_size)
+        if self._shards is None:
+            self._sampler = BucketSampler([u.duration_s for u in self.train], self._batch_size, *how)
+        else:
+            self._sampler = ShardSampler(self._shards, self._batch_size, self._shard_window, *how)
         if place is not None:
             _refuse_other_order(place.get("order", {}), self._order())
             self._sampler.load_state_dict(place)
-        return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache), self._sampler)
+        if self._shards is None:
+            return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache), self._sampler)
+        dataset = ShardDataset(
+            self._shards,
+            self._shard_files(self._shards),
+            self._shard_window,
+            self._stride,
+            skip_bad=self._on_bad == "skip",
+            shuffle=self._shuffle,
+            augmentation=self._augmentation,
+            seed=self._seed,
+            cache=self._cache,
+        )
+        # Without a batch size a loader takes whole batches from the data set.
+        return DataLoader(dataset, batch_size=None, sampler=self._sampler, **self._reading())
 
-    def val_dataloader(self) -> DataLoader[Example | AudioError]:
+    def val_dataloader(self) -> DataLoader[Example | Batch | KvartsError]:
         sampler = ShareSampler([u.duration_s for u in self.val], self._val_batch_size, *self._share())
         return self._loader(SpeechDataset(self.val, cache=self._cache), sampler)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def on_before_batch_transfer(self, batch: Batch | AudioError, dataloader_idx: int) -> Batch:
-        """Raises what went wrong where the batch was made, perhaps in another process."""
-        if isinstance(batch, AudioError):
+    def on_before_batch_transfer(self, batch: Batch | KvartsError, dataloader_idx: int) -> Batch:
+        """Raises what went wrong where the batch was made, perhaps in another process; counts what was left out."""
+        if isinstance(batch, KvartsError):
             raise batch
+        if batch.left_out and not self._left_out:
+            logger.warning("left out: %s; the epoch's end counts all", batch.left_out[0])
+        self._left_out += batch.left_out
         return batch
 
     def _loader(
         self, dataset: SpeechDataset, sampler: BucketSampler | ShareSampler
-    ) -> DataLoader[Example | AudioError]:
+    ) -> DataLoader[Example | Batch | KvartsError]:
+        return DataLoader(_ErrorsAsItems(dataset), batch_sampler=sampler, collate_fn=_collate, **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
         workers = self._suitable_workers() if self._num_workers is None else self._num_workers
-        return DataLoader(
-            _ErrorsAsItems(dataset),
-            batch_sampler=sampler,
-            collate_fn=_collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
             # A generator of its own: else making an iterator would draw from the model's random numbers, and a resumed
             # run would dream up other dropout masks than the one never killed.
-            generator=torch.Generator().manual_seed(self._seed),
-        )
+            "generator": torch.Generator().manual_seed(self._seed),
+        }
 
     def _suitable_workers(self) -> int:
         """None on a CPU, whose cores are the network's; else this process's share of the cores, its own left out.
@@ -246,6 +297,21 @@ class SpeechData(pl.LightningDataModule):
         """Training calls this after every batch, so that a checkpoint knows the place in the data."""
         if self._sampler is not None:
             self._sampler.batch_done()
+            if self._sampler.batches_done == 0:
+                self._report_left_out(self._sampler.epoch - 1)
+
+    def teardown(self, stage: str) -> None:
+        """Says what was left out in an epoch that did not come to its end."""
+        if self._sampler is not None:
+            self._report_left_out(self._sampler.epoch)
+
+    def _report_left_out(self, epoch: int) -> None:
+        if self._left_out:
+            rank, world_size = self._share()
+            whose = f" of process {rank + 1} of {world_size}" if world_size > 1 else ""
+            message = listing("left out", self._left_out)
+            logger.warning("epoch %d%s: left out %d utterances\n%s", epoch, whose, len(self._left_out), message)
+            self._left_out.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, and what the order of the data depends on."""
@@ -256,13 +322,15 @@ class SpeechData(pl.LightningDataModule):
         self._place = state_dict or None
 
     def _order(self) -> dict[str, Any]:
+        windows = {} if self._shards is None else {"data.shard_window": self._shard_window}
         return {
+            **windows,
             "seed": self._seed,
             "data.batch_size": self._batch_size,
             "data.shuffle": self._shuffle,
             "data.bucketing": self._bucketing,
             "number of processes": self._share()[1],
-            "number of training utterances": len(self.train),
+            "number of training utterances": len(self.train if self._shards is None else self._shards),
             "digest of the training utterances": self._digest,
         }
 

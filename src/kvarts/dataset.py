@@ -7,8 +7,9 @@ do not depend on the number of workers, and a resumed run sees exactly what the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ class Batch:
     """Utterances padded to the longest.
 
     features (batch, frames, 64) float32; feature_lengths (batch,) int64, frames; targets (sum of target_lengths,)
-    int64, all label ids one after the other; target_lengths (batch,) int64.
+    int64, all label ids one after the other; target_lengths (batch,) int64. left_out names utterances that would be
+    here but could not be used.
     """
 
     features: Tensor
@@ -59,6 +61,7 @@ class Batch:
     targets: Tensor
     target_lengths: Tensor
     utterances: list[Utterance]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def texts(self) -> list[str]:
@@ -103,6 +106,17 @@ def collate(examples: Sequence[Example]) -> Batch:
     )
 
 
+def example_of(
+    utterance: Utterance, features: Features, augmentation: Augmentation | None, seed: int, draw: Draw
+) -> Example:
+    """An utterance with its features (frames, 64), augmented as (seed, epoch, utterance) have it."""
+    if augmentation is not None:
+        features = augmentation(features, np.random.default_rng((seed, *draw)))
+    # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
+    targets = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
+    return Example(torch.from_numpy(features), torch.tensor(targets, dtype=torch.long), utterance)
+
+
 class SpeechDataset(Dataset[Example]):
     """Utterances by (epoch, index).
 
@@ -129,14 +143,8 @@ class SpeechDataset(Dataset[Example]):
         return len(self.utterances)
 
     def __getitem__(self, draw: Draw) -> Example:
-        epoch, index = draw
-        utterance = self.utterances[index]
-        features = self._features(index)
-        if self._augmentation is not None:
-            features = self._augmentation(features, np.random.default_rng((self._seed, epoch, index)))
-        # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
-        targets = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
-        return Example(torch.from_numpy(features), torch.tensor(targets, dtype=torch.long), utterance)
+        _, index = draw
+        return example_of(self.utterances[index], self._features(index), self._augmentation, self._seed, draw)
 
     def _features(self, index: int) -> Features:
         utterance = self.utterances[index]
@@ -195,12 +203,12 @@ class BucketSampler(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on each rank."""
-        return len(self._cuts())
+        return len(self._cuts(len(self._durations_s)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """The rest of the current epoch."""
         epoch = self.epoch
-        for joint_batch in self._joint_batches(epoch)[self.batches_done :]:
+        for joint_batch in islice(self._joint_batches(epoch), self.batches_done, None):
             yield [(epoch, index) for index in joint_batch[self._rank :: self._world_size]]
 
     def batch_done(self) -> None:
@@ -227,17 +235,19 @@ class BucketSampler(Sampler[list[Draw]]):
             )
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
 
-    def _cuts(self) -> list[slice]:
-        """Where the order is cut into joint batches; a rest too small for every rank joins the batch before it."""
-        starts = list(range(0, len(self._durations_s), self._joint_size))
-        if len(starts) > 1 and len(self._durations_s) - starts[-1] < self._world_size:
+    def _cuts(self, count: int) -> list[slice]:
+        """Where an order is cut into joint batches; a rest too small for every rank joins the batch before it."""
+        starts = list(range(0, count, self._joint_size))
+        if len(starts) > 1 and count - starts[-1] < self._world_size:
             starts.pop()
-        ends = [*starts[1:], len(self._durations_s)]
+        ends = [*starts[1:], count]
         return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
 
-    def _joint_batches(self, epoch: int) -> list[list[int]]:
-        draw = random.Random(f"{self._seed} {epoch}")
-        order = list(range(len(self._durations_s)))
+    def _joint_batches(self, epoch: int) -> Iterable[list[int]]:
+        return self._drawn(list(range(len(self._durations_s))), random.Random(f"{self._seed} {epoch}"))
+
+    def _drawn(self, order: list[int], draw: random.Random) -> list[list[int]]:
+        """Joint batches of some utterances."""
         if self._shuffle:
             draw.shuffle(order)
         if self._bucketing:
@@ -246,19 +256,19 @@ class BucketSampler(Sampler[list[Draw]]):
             if self._padding(batches) > _MOST_PADDING:
                 batches = self._bucketed(order, tilts, _BLUR / 2)
         else:
-            batches = [order[cut] for cut in self._cuts()]
+            batches = [order[cut] for cut in self._cuts(len(order))]
         if self._shuffle:
             draw.shuffle(batches)
         return batches
 
     def _bucketed(self, order: list[int], tilts: dict[int, float], blur: float) -> list[list[int]]:
         by_length = sorted(order, key=lambda i: self._durations_s[i] * (1 + blur * tilts[i]))
-        return [by_length[cut] for cut in self._cuts()]
+        return [by_length[cut] for cut in self._cuts(len(order))]
 
     def _padding(self, batches: list[list[int]]) -> float:
         """Share of padding in batches that are padded to their longest."""
         padded_s = sum(len(batch) * max(self._durations_s[i] for i in batch) for batch in batches)
-        return 1 - sum(self._durations_s) / padded_s
+        return 1 - sum(self._durations_s[i] for batch in batches for i in batch) / padded_s
 
 
 class ShareSampler(Sampler[list[Draw]]):

@@ -32,7 +32,6 @@ from kvarts.callbacks import Curve, LastCheckpoint
 from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights, read_checkpoint
 from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
 from kvarts.datamodule import SpeechData
-from kvarts.dataset import random_subset
 from kvarts.errors import CheckpointError, ConfigError, KvartsError
 from kvarts.evaluate import Evaluation, evaluate_manifest, evaluate_manifests, render_table
 from kvarts.files import atomic_text_writer
@@ -235,7 +234,7 @@ def _evaluate(config: DictConfig, run_dir: Path, data: SpeechData, device: torch
 
     chosen = run_dir / "checkpoints" / _final_checkpoint(config, run_dir)
     recognizer = Recognizer(Torch(load_model(chosen, device)))
-    sample = random_subset(data.train, 60 * config.evaluate.train_minutes, config.seed)
+    sample = data.train_sample(60 * config.evaluate.train_minutes, run_dir / "train_sample")
     evaluations = [evaluate_manifest(recognizer, sample, name="train sample")[0]]
     evaluations += evaluate_manifests(recognizer, data.test_manifests, output=run_dir / "evaluation")
     with atomic_text_writer(run_dir / "results.txt") as file:

@@ -1,0 +1,717 @@
+"""Training data in shards (`kvarts data shard`): read from a folder or streamed from a server while a run trains.
+
+The index says how long every utterance is, so the order of an epoch is known before a shard is read. Shards are drawn
+in an order of (seed, epoch); some at a time make a window, inside which utterances are shuffled and put into batches of
+similar length; each rank takes its share of every joint batch, as it does of files (`kvarts.dataset.BucketSampler`).
+Neither ranks nor workers have a say in the order.
+
+Shards of a server are kept in a folder of bounded size that all processes of a machine share: each is fetched by one of
+them, checked against its SHA-256, and read at an utterance's offset from then on. The next window is fetched while the
+network trains on this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import random
+import re
+import string
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from kvarts.audio import read_audio
+from kvarts.checks import check_targets
+from kvarts.data_shard import FORMAT, INDEX, UTTERANCE_COLUMNS
+from kvarts.dataset import Augmentation, Batch, BucketSampler, Draw, Example, Features, collate, example_of
+from kvarts.errors import (
+    AudioError,
+    ConfigError,
+    DownloadError,
+    KvartsError,
+    ManifestError,
+    TrainingDataError,
+    listing,
+)
+from kvarts.feature_cache import FeatureCache
+from kvarts.features import log_mel
+from kvarts.files import atomic_writer, digest_of, write_error
+from kvarts.manifest import Utterance, write_manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may fetch the same shard, and nothing worse
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("lightning")
+
+Result = TypeVar("Result")
+
+_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further attempt
+_TIMEOUT_S = 30.0  # for a connection, and for the next bytes
+_CHUNK_BYTES = 2**20
+_GONE = (404, 410)
+_MAY_PASS = (408, 425, 429)  # and all from 500 on: other answers of a server stay what they are
+_UNUSED_S = 24 * 3600  # shards of other data that nobody used for so long give way first
+
+
+def is_index(manifest: str) -> bool:
+    """Whether a training manifest is an index of shards: a URL, or a file of the name index.json."""
+    return "://" in manifest or Path(manifest).name == INDEX
+
+
+# ------------------------------------------------------------------------------------------------------- the index
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of an index."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Utterances in shards, one after the other; arrays are (utterances,), and utterances of a shard stand together."""
+
+    base: str  # folder or URL that the shards lie in, with its last slash
+    shards: list[Shard]
+    shard: NDArray[np.int32]  # place in `shards`
+    number: NDArray[np.int64]  # KEY
+    duration_s: NDArray[np.float64]
+    json_offset: NDArray[np.int64]  # in the shard, bytes
+    json_bytes: NDArray[np.int64]
+    json_crc32: NDArray[np.int64]
+    audio_offset: NDArray[np.int64]
+    audio_bytes: NDArray[np.int64]
+    audio_crc32: NDArray[np.int64]
+    audio_suffix: list[str]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def digest(self) -> str:
+        """Tells training data from other data; where the shards lie does not matter."""
+        return digest_of(*(shard.sha256 for shard in self.shards), self.number)
+
+    def member(self, index: int) -> str:
+        """``shard-000003.tar: 000012345.opus``, for messages."""
+        return f"{self.shards[self.shard[index]].name}: {self.number[index]:09d}.{self.audio_suffix[index]}"
+
+    def part(self, duration_s: float, seed: int) -> ShardIndex:
+        """About `duration_s` seconds, of few shards: shards are drawn by `seed`, their beginnings are random anyway."""
+        chosen: list[int] = []
+        total_s = 0.0
+        for shard in shard_order(len(self.shards), seed, epoch=0):
+            for index in np.flatnonzero(self.shard == shard):
+                if total_s >= duration_s:
+                    break
+                chosen.append(int(index))
+                total_s += float(self.duration_s[index])
+        return self._only(sorted(chosen))
+
+    def _only(self, chosen: list[int]) -> ShardIndex:
+        used, shard = np.unique(self.shard[chosen], return_inverse=True)
+        arrays = ("number", *(column for column in UTTERANCE_COLUMNS if column != "audio_suffix"))
+        return replace(
+            self,
+            shards=[self.shards[number] for number in used],
+            shard=shard.astype(np.int32),
+            audio_suffix=[self.audio_suffix[index] for index in chosen],
+            **{name: getattr(self, name)[chosen] for name in arrays},
+        )
+
+
+def read_index(location: str) -> ShardIndex:
+    """The index at a path or URL.
+
+    Raises:
+        ManifestError: none there, or it is not what `kvarts data shard` writes.
+        DownloadError: the network, after some attempts.
+        ConfigError: a URL that needs a package which is not installed.
+    """
+    location = location.removeprefix("file://")
+    is_remote = "://" in location
+    if is_remote:
+        _check_protocol(location)
+    try:
+        content = _retried(location, lambda: b"".join(_chunks(location))) if is_remote else Path(location).read_bytes()
+    except (FileNotFoundError, _MissingError):
+        raise ManifestError(f"{location}: no such index; check the path") from None
+    except OSError as error:
+        raise ManifestError(f"{location}: could not be read ({error.strerror or error}); check the path") from None
+    try:
+        base = f"{location.rpartition('/')[0] if is_remote else Path(location).parent}/"
+        return _index(base, json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ManifestError(f"{location}: no index of shards ({what}); write it with kvarts data shard") from None
+
+
+def _index(base: str, content: dict[str, Any]) -> ShardIndex:
+    if content["kvarts_shards"] != FORMAT:
+        raise ValueError(f"its format is {content['kvarts_shards']!r}, this version reads {FORMAT}")
+    entries = content["shards"]
+    for entry in entries:
+        # Both become paths.
+        if not (re.fullmatch(r"[\w-][\w.-]*\.tar", entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])):
+            raise ValueError(f"a shard is called {entry['name']!r}, with the SHA-256 {entry['sha256']!r}")
+        if any(len(entry[column]) != entry["utterances"] for column in UTTERANCE_COLUMNS):
+            raise ValueError(f"{entry['name']} has lists of different lengths")
+    counts = [entry["utterances"] for entry in entries]
+
+    def column(name: str, kind: type) -> NDArray[Any]:
+        return np.array([value for entry in entries for value in entry[name]], dtype=kind)
+
+    index = ShardIndex(
+        base=base,
+        shards=[Shard(entry["name"], int(entry["bytes"]), str(entry["sha256"])) for entry in entries],
+        shard=np.repeat(np.arange(len(entries), dtype=np.int32), counts),
+        number=np.concatenate([entry["first"] + np.arange(entry["utterances"]) for entry in entries] or [[]]),
+        duration_s=column("duration_s", np.float64),
+        audio_suffix=[str(suffix) for entry in entries for suffix in entry["audio_suffix"]],
+        **{name: column(name, np.int64) for name in UTTERANCE_COLUMNS if name not in ("duration_s", "audio_suffix")},
+    )
+    if len(index) == 0:
+        raise ValueError("it has no utterances")
+    if not (np.isfinite(index.duration_s) & (index.duration_s > 0)).all():
+        raise ValueError("a duration is no number above 0")
+    ends = np.maximum(index.json_offset + index.json_bytes, index.audio_offset + index.audio_bytes)
+    sizes = np.array([shard.size for shard in index.shards])[index.shard]
+    if min(index.json_offset.min(), index.json_bytes.min(), index.audio_offset.min(), index.audio_bytes.min()) < 0 or (
+        (ends > sizes).any()
+    ):
+        raise ValueError("a member lies outside its shard")
+    return index
+
+
+# ------------------------------------------------------------------------------------------------------- the order
+
+
+def shard_order(count: int, seed: int | None, epoch: int) -> list[int]:
+    """Shards in the order of an epoch; as they are without a seed."""
+    order = list(range(count))
+    if seed is not None:
+        random.Random(f"{seed} {epoch} shards").shuffle(order)
+    return order
+
+
+class ShardSampler(BucketSampler):
+    """`BucketSampler` for shards: what it does with all utterances happens in windows of `window` shards.
+
+    Batches are as many and as large as they would be of files: what does not fill a window's last joint batch is drawn
+    with the next window.
+
+    Args:
+        index: of the utterances.
+        window: shards that are mixed.
+        (the rest: of `BucketSampler`)
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        batch_size: int,
+        window: int,
+        shuffle: bool = True,
+        bucketing: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(index.duration_s.tolist(), batch_size, shuffle, bucketing, seed, rank, world_size)
+        # Utterances of a shard stand together.
+        self._bounds = np.searchsorted(index.shard, np.arange(len(index.shards) + 1)).tolist()
+        self._window = window
+
+    def _joint_batches(self, epoch: int) -> Iterator[list[int]]:
+        draw = random.Random(f"{self._seed} {epoch}")
+        order = shard_order(len(self._bounds) - 1, self._seed if self._shuffle else None, epoch)
+        pool: list[int] = []
+        for start in range(0, len(order), self._window):
+            for shard in order[start : start + self._window]:
+                pool += range(self._bounds[shard], self._bounds[shard + 1])
+            ready = len(pool)
+            if start + self._window < len(order):
+                # At least one for each rank stays: the last batch of all must reach every rank.
+                ready = max(0, (len(pool) - self._world_size) // self._joint_size * self._joint_size)
+                if self._shuffle:
+                    draw.shuffle(pool)
+            if ready:
+                yield from self._drawn(pool[:ready], draw)
+            pool = pool[ready:]
+
+
+# ------------------------------------------------------------------------------------------------ shards on this disk
+
+
+class ShardFiles:
+    """The shards of an index as files of this machine.
+
+    Those in a folder are read where they are. Those of a server are fetched into ``folder`` as ``<SHA-256>.tar``. All
+    processes of a machine share it; a file lock sees to it that a shard is fetched once. Where more than `max_bytes`
+    would be, first those are removed that nobody used for a day, the oldest first, then those of this data that were
+    used last, for the epoch needs them last. What this process is about to need is kept in any case. A shard that the
+    server has damaged is kept as ``<SHA-256>.damaged.tar``, for what of it is whole, until the next run.
+
+    Args:
+        index: of the shards.
+        folder: where shards of a server are kept.
+        max_bytes: of all shards there, those of other data too.
+    """
+
+    def __init__(self, index: ShardIndex, folder: Path, max_bytes: int) -> None:
+        self._shards = index.shards
+        self._base = index.base
+        self._is_remote = "://" in index.base
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._kept: frozenset[int] = frozenset()
+        self._open: dict[int, BinaryIO] = {}
+        self._lost: dict[int, str] = {}  # why
+        if self._is_remote:
+            for path in folder.glob("*.damaged.tar"):
+                with suppress(OSError):
+                    path.unlink()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """So many bytes of a shard; fewer where it ends before.
+
+        Raises:
+            AudioError: the shard is not there, or cannot be read.
+            DownloadError: the network, after some attempts.
+            OutputError: the disk is full.
+        """
+        file = self._open.get(shard)
+        if file is None:
+            file = self._open[shard] = self._opened(shard)
+        try:
+            file.seek(offset)
+            return file.read(size)
+        except OSError as error:
+            raise AudioError(f"{self._shards[shard].name}: {error.strerror or error}") from error
+
+    def _path(self, shard: int) -> Path:
+        wanted = self._shards[shard]
+        return self._folder / f"{wanted.sha256}.tar" if self._is_remote else Path(self._base) / wanted.name
+
+    def look_ahead(self, kept: Iterable[int], soon: Sequence[int]) -> None:
+        """Keeps some shards, lets go of all others, and fetches those needed soon, in this order, in the background."""
+        self._kept = frozenset(kept) | frozenset(soon)
+        for shard in [shard for shard in self._open if shard not in self._kept]:
+            self._open.pop(shard).close()
+        if self._is_remote:
+            Thread(target=self._fetch_ahead, args=(list(soon),), daemon=True).start()
+
+    def _fetch_ahead(self, shards: Sequence[int]) -> None:
+        # A shard that another process is at is left to it: together they fetch several at a time. What goes wrong
+        # here goes wrong again where the shard is needed, and is raised there.
+        for shard in shards:
+            with suppress(KvartsError, _MissingError):
+                self._fetch(shard, wait=False)
+
+    def _opened(self, shard: int) -> BinaryIO:
+        if shard in self._lost:
+            raise AudioError(self._lost[shard])
+        path = self._path(shard)
+        while True:
+            try:
+                file = (_damaged(path) if self._is_remote and _damaged(path).exists() else path).open("rb")
+            except (FileNotFoundError, NotADirectoryError):
+                try:
+                    if not self._is_remote:
+                        raise _MissingError("no such file") from None
+                    self._fetch(shard, wait=True)
+                except _MissingError as error:
+                    self._lost[shard] = f"{self._base}{self._shards[shard].name}: {error}; copy it there again"
+                    raise AudioError(self._lost[shard]) from None
+            except OSError as error:
+                raise AudioError(f"{path}: could not be read ({error.strerror or error})") from error
+            else:
+                if self._is_remote:
+                    with suppress(OSError):
+                        os.utime(path)  # says when it was last used
+                return file
+
+    def _fetch(self, shard: int, wait: bool) -> None:
+        """Has a shard of a server in the folder, unless another process is at it and `wait` is false."""
+        wanted, path = self._shards[shard], self._path(shard)
+        with _lock(path.with_suffix(".lock"), wait) as is_ours:
+            if not is_ours or path.exists() or _damaged(path).exists():
+                return
+            self._make_room(wanted.size)
+            url = self._base + wanted.name
+            digests: list[str] = []
+
+            def attempt() -> None:
+                digest = hashlib.sha256()
+                size = 0
+                with atomic_writer(path) as file:
+                    for chunk in _chunks(url):
+                        file.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+                    digests.append(digest.hexdigest())
+                    # Twice the same is what the server has.
+                    is_final = digests[-1] == wanted.sha256 or digests[-1:] == digests[-2:-1]
+                    if not is_final:
+                        raise _TroubleError(
+                            f"SHA-256 {digests[-1][:12]}… of {size} bytes, the index says {_what(wanted)}"
+                        )
+
+            _retried(url, attempt)
+            if digests[-1] != wanted.sha256:
+                path.replace(_damaged(path))
+                logger.warning("%s: damaged: SHA-256 %s…, the index says %s", url, digests[-1][:12], _what(wanted))
+
+    def _make_room(self, size: int) -> None:
+        kept = {self._path(shard) for shard in self._kept}
+        ours = {self._path(shard) for shard in range(len(self._shards))}
+        found: list[tuple[float, int, Path]] = []
+        for path in self._folder.glob("*.tar"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        excess = sum(bytes_ for _, bytes_, _ in found) + size - self._max_bytes
+        unused_since = time.time() - _UNUSED_S
+        old = sorted(entry for entry in found if entry[0] < unused_since)
+        passed = sorted((e for e in found if e[0] >= unused_since and e[2] in ours), reverse=True)
+        for _, bytes_, path in [*old, *passed]:
+            if excess <= 0:
+                return
+            if path not in kept:
+                path.unlink(missing_ok=True)
+                excess -= bytes_
+
+
+@contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether the lock is ours; it goes with the process, however that ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        is_ours = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                is_ours = False
+            except OSError:
+                pass  # a file system without locks: two may fetch the same shard, and nothing worse
+        yield is_ours
+    finally:
+        os.close(file)
+
+
+def _damaged(path: Path) -> Path:
+    return path.with_suffix(".damaged.tar")
+
+
+def _what(shard: Shard) -> str:
+    return f"{shard.sha256[:12]}… of {shard.size}"
+
+
+# ------------------------------------------------------------------------------------------------------- the network
+
+
+class _TroubleError(Exception):
+    """What may pass: another attempt is worth while."""
+
+
+class _MissingError(Exception):
+    """There is no such file, and there won't be."""
+
+
+def _retried(url: str, attempt: Callable[[], Result]) -> Result:
+    """The result of an attempt; after `_TroubleError` there are more, each after a longer wait.
+
+    Raises:
+        DownloadError: none succeeded.
+    """
+    for wait_s in (*_RETRY_WAITS_S, None):
+        try:
+            return attempt()
+        except _TroubleError as error:
+            if wait_s is None:
+                tries = len(_RETRY_WAITS_S) + 1
+                raise DownloadError(
+                    f"{url}: {error}, {tries} times; check the network and go on with resume=auto"
+                ) from None
+            logger.warning("%s: %s; another attempt in %g s", url, error, wait_s)
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    """Content of a URL.
+
+    Raises:
+        _MissingError: there is nothing there.
+        _TroubleError: what may pass.
+        DownloadError: the server refuses.
+    """
+    if url.startswith(("http://", "https://")):
+        yield from _chunks_over_http(url)
+        return
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except FileNotFoundError:
+        raise _MissingError("no such file") from None
+    except PermissionError as error:
+        raise DownloadError(f"{url}: {_one_line(error)}; check your credentials") from None
+    except Exception as error:  # each of its file systems has errors of its own
+        raise _TroubleError(_one_line(error)) from None
+
+
+def _chunks_over_http(url: str) -> Iterator[bytes]:
+    try:
+        # Letters that are not ASCII, and spaces, as servers want them.
+        quoted = urllib.parse.quote(url, safe=string.punctuation)
+        with urllib.request.urlopen(quoted, timeout=_TIMEOUT_S) as response:
+            while chunk := response.read(_CHUNK_BYTES):
+                yield chunk
+            if response.length:
+                raise _TroubleError(f"the connection broke off {response.length} bytes before the end")
+    except urllib.error.HTTPError as error:
+        what = f"HTTP {error.code} {error.reason}"
+        if error.code in _GONE:
+            raise _MissingError(what) from None
+        if error.code in _MAY_PASS or error.code >= 500:
+            raise _TroubleError(what) from None
+        raise DownloadError(f"{url}: {what}; check the address and your rights there") from None
+    except ValueError as error:
+        raise DownloadError(f"{url}: {_one_line(error)}; check the address") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _TroubleError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return " ".join(str(reason).split()) or type(error).__name__
+
+
+def _check_protocol(url: str) -> None:
+    protocol = url.partition("://")[0]
+    if protocol in ("http", "https"):
+        return
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(protocol)
+        raise ConfigError(
+            f"data.train_manifest={url}…: {protocol}:// cannot be read ({_one_line(error)}); "
+            f"pip install fsspec{f' {package}' if package else ''}, or use http(s):// or a folder"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------------ the examples
+
+
+def read_row(index: ShardIndex, files: ShardFiles, number: int) -> Utterance:
+    """An utterance by its place in the index; its path is that of the audio in an unpacked shard.
+
+    Raises:
+        AudioError: cut short, damaged, or the shard is not there.
+        DownloadError, OutputError: of `ShardFiles.read`.
+    """
+    where = (index.json_offset[number], index.json_bytes[number], index.json_crc32[number])
+    try:
+        fields = json.loads(_content(index, files, number, *map(int, where)))
+        return Utterance(
+            audio_path=Path(fields["audio_filepath"]),
+            text=fields["text"],
+            duration_s=float(index.duration_s[number]),
+            utterance_id=str(fields["id"]),
+            manifest=Path(index.shards[index.shard[number]].name),
+            line=int(index.number[number]),
+            fields=fields,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"its .json is no row of a manifest ({error})"
+        raise AudioError(f"{index.member(number)}: {what}; write the shards again") from error
+
+
+def read_content(index: ShardIndex, files: ShardFiles, number: int) -> bytes:
+    """The audio file of an utterance, as it was packed.
+
+    Raises:
+        as `read_row`.
+    """
+    where = (index.audio_offset[number], index.audio_bytes[number], index.audio_crc32[number])
+    return _content(index, files, number, *map(int, where))
+
+
+def _content(index: ShardIndex, files: ShardFiles, number: int, offset: int, size: int, crc32: int) -> bytes:
+    try:
+        content = files.read(int(index.shard[number]), offset, size)
+    except AudioError as error:
+        raise AudioError(f"{index.member(number)}: {error}") from error
+    if len(content) < size:
+        raise AudioError(f"{index.member(number)}: missing, for the shard is cut short; copy it again")
+    if zlib.crc32(content) != crc32:
+        raise AudioError(f"{index.member(number)}: damaged, it has not the checksum of the index; copy the shard again")
+    return content
+
+
+def unpack(index: ShardIndex, files: ShardFiles, folder: Path, skip_bad: bool) -> list[Utterance]:
+    """Writes the utterances of an index as audio files and a manifest; what cannot be read is left out or raised."""
+    utterances: list[Utterance] = []
+    bad: list[str] = []
+    for number in range(len(index)):
+        try:
+            utterance, audio = read_row(index, files, number), read_content(index, files, number)
+        except AudioError as error:
+            bad.append(str(error))
+            continue
+        path = folder / utterance.audio_path.name
+        with atomic_writer(path) as file:
+            file.write(audio)
+        utterances.append(replace(utterance, audio_path=path, manifest=folder / "manifest.jsonl"))
+    if bad and not skip_bad:
+        raise AudioError(listing("members of shards that cannot be used", bad))
+    write_manifest(folder / "manifest.jsonl", [utterance.fields for utterance in utterances])
+    return [replace(utterance, line=line) for line, utterance in enumerate(utterances, start=1)]
+
+
+class ShardDataset(Dataset[Batch | KvartsError]):
+    """Whole batches by their draws (epoch, utterance); errors come as items, for those of a worker process.
+
+    Args:
+        index: of the utterances.
+        files: where their shards are.
+        window: shards that are mixed, as the sampler does it.
+        stride: log-mel frames for each encoded frame.
+        skip_bad: leave out what cannot be used, and name it in `Batch.left_out`; else it is an error.
+        shuffle: as the sampler does it.
+        augmentation, seed, cache: as of `kvarts.dataset.SpeechDataset`.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        files: ShardFiles,
+        window: int,
+        stride: int,
+        *,
+        skip_bad: bool = False,
+        shuffle: bool = True,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._index = index
+        self._files = files
+        self._window = window
+        self._stride = stride
+        self._skip_bad = skip_bad
+        self._order_seed = seed if shuffle else None
+        self._augmentation = augmentation
+        self._seed = seed
+        self._cache = cache
+        self._window_now = -1  # counted over all epochs
+        self._has_good_text = np.zeros(len(index), bool)  # checked in 0.05 ms, of the 0.5 that a warm cache takes
+
+    def __getitem__(self, draws: list[Draw]) -> Batch | KvartsError:
+        try:
+            self._look_ahead(draws)
+            return self._batch(draws)
+        except KvartsError as error:
+            return error
+
+    def _batch(self, draws: list[Draw]) -> Batch:
+        examples: list[Example] = []
+        bad: list[str] = []
+        for draw in draws:
+            try:
+                examples.append(self._example(draw))
+            except (AudioError, TrainingDataError) as error:
+                bad.append(str(error))
+        if bad and not self._skip_bad:
+            what = listing("members of shards that cannot be used", bad)
+            raise TrainingDataError(f"{what}\nmend them, or leave them out with data.on_bad=skip")
+        batch = collate(examples or [self._stand_in(draws[0])])
+        return replace(batch, left_out=bad)
+
+    def _stand_in(self, draw: Draw) -> Example:
+        """For a batch of which nothing is left, since every rank must take the step: the next that can be used."""
+        epoch, index = draw
+        for step in range(1, len(self._index)):
+            with suppress(AudioError, TrainingDataError):
+                return self._example((epoch, (index + step) % len(self._index)))
+        raise TrainingDataError(f"{self._index.base}{INDEX}: no utterance of it can be used")
+
+    def _example(self, draw: Draw) -> Example:
+        _, index = draw
+        utterance = read_row(self._index, self._files, index)
+        if not self._has_good_text[index]:
+            for problem in check_targets([utterance], self._stride):
+                raise TrainingDataError(f"{self._index.member(index)}: {problem.what}; {problem.remedy}")
+            self._has_good_text[index] = True
+
+        def compute() -> Features:
+            return _decoded(read_content(self._index, self._files, index), self._index.member(index))
+
+        shard = self._index.shards[self._index.shard[index]]
+        name = f"{shard.sha256} {self._index.number[index]}"  # of the entry, so that its audio need not be read
+        features = compute() if self._cache is None else self._cache.get_named(name, compute)
+        return example_of(utterance, features, self._augmentation, self._seed, draw)
+
+    def _look_ahead(self, draws: list[Draw]) -> None:
+        """Keeps the shards of the window before, of which some utterances may be left, of this one and of the next."""
+        epoch = draws[0][0]
+        in_epoch = -(-len(self._index.shards) // self._window)
+        place = {shard: number for number, shard in enumerate(self._order(epoch))}
+        now = epoch * in_epoch + max(place[int(self._index.shard[index])] for _, index in draws) // self._window
+        if now <= self._window_now:
+            return
+        self._window_now = now
+        before, this, following = (self._shards_of(*divmod(number, in_epoch)) for number in (now - 1, now, now + 1))
+        self._files.look_ahead(kept=before, soon=[*this, *following])
+
+    def _shards_of(self, epoch: int, window: int) -> list[int]:
+        return self._order(epoch)[window * self._window : (window + 1) * self._window] if epoch >= 0 else []
+
+    def _order(self, epoch: int) -> list[int]:
+        return shard_order(len(self._index.shards), self._order_seed, epoch)
+
+
+def _decoded(audio: bytes, member: str) -> Features:
+    # What reads audio reads files. One in a folder of temporary files costs 0.1 ms of the 12 that decoding takes.
+    with tempfile.TemporaryDirectory(prefix="kvarts-") as folder:
+        path = Path(folder) / "audio"
+        try:
+            path.write_bytes(audio)
+            return log_mel(read_audio(path))
+        except OSError as error:
+            raise write_error(path, error) from error
+        except AudioError as error:
+            raise AudioError(f"{member}: {str(error).replace(str(path), 'the audio')}") from error
