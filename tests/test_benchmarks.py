@@ -77,6 +77,17 @@ def test_an_epoch(tmp_path: Path, data: Path) -> None:
         assert figures[f"ratio_first_epoch_{precision}"] > 0
 
 
+def test_augmentation(tmp_path: Path, data: Path) -> None:
+    table = run("augment.py", "--data", data, "--batch", "1", "--steps", "1", "--json", tmp_path / "augment.json")
+    figures = json.loads((tmp_path / "augment.json").read_text())
+    more_s = figures["step_s_with"] - figures["step_s_without"]
+    assert figures["share"] == pytest.approx(more_s / figures["step_s_without"])
+    assert f"{figures['batch_share']:.1%}" in table
+    effects = figures["effects_ms_per_s"]
+    assert {"log-mel", "Speed", "Room", "Noise", "Band", "Gain"} < effects.keys()
+    assert all(cost > 0 for cost in effects.values())
+
+
 def test_recognition(tmp_path: Path, data: Path) -> None:
     """Every system of the run has its figures, and float32 gives the same texts in all that have our features."""
     train, val = (data / part / "manifest.jsonl" for part in ("train_opus", "val_opus"))

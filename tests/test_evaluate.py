@@ -35,6 +35,7 @@ from kvarts.evaluate import (
     evaluate_manifest,
     evaluate_manifests,
     name_manifests,
+    name_predictions,
     render_table,
     together,
 )
@@ -43,6 +44,7 @@ from kvarts.hotwords import read_hotwords
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
 from kvarts.recogniser import Recognizer, file_features
+from kvarts.scored import Scored
 from kvarts.search import BeamSearch
 from kvarts.text import NORMALISER_VERSION
 from kvarts.torch_engine import Torch
@@ -180,11 +182,13 @@ def test_the_table_has_a_row_for_each(model: ToneReader, crowd: Path) -> None:
 
 
 def test_the_table_fits_into_80_columns() -> None:
-    large = Evaluation("farfield", ErrorCounts(9999, 9999, 9999, 65000), ErrorCounts(1, 1, 1, 1), 9994, 40391.7, 131)
+    usual = Scored({}, "m:1", Path("a.wav"), 4.0, "да", "да", ErrorCounts(1, 1, 1, 6), ErrorCounts(1, 1, 1, 1))
+    other = Scored({}, "m:2", Path("b.wav"), 419.7, "да", "", ErrorCounts(6, 6, 6, 5042), ErrorCounts(1, 1, 1, 1))
+    large = Evaluation("farfield", (*[usual] * 9993, other), 131)
     console = Console(width=80, file=io.StringIO())
     console.print(render_table([large, together([large, large])]))
     assert isinstance(console.file, io.StringIO)
-    for word in ("farfield", "together", "46.15", "300.00", "9999", "19988", "22.440", "308.3"):
+    for word in ("farfield", "together", "46.15", "300.00", "100.0", "9999", "19988", "22.440", "308.3"):
         assert word in console.file.getvalue()
 
 
@@ -287,8 +291,9 @@ def test_evaluate_prints_a_table_and_writes_results(
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
     assert rows["crowd"][0] == "20.00"
-    assert rows["crowd"][2:6] == ["2", "0", "0", "5"]
-    assert rows["farfield"][2:6] == ["0", "1", "2", "3"]
+    assert rows["crowd"][1] == "–"  # five utterances are too few for an interval
+    assert rows["crowd"][3:8] == ["60.0", "2", "0", "0", "5"]
+    assert rows["farfield"][3:8] == ["33.3", "0", "1", "2", "3"]
     assert rows["together"][0] == f"{100 * 5 / 13:.2f}"
     assert str(out / "results.json") in printed
 
@@ -303,6 +308,7 @@ def test_evaluate_prints_a_table_and_writes_results(
     assert results["complete"] is True
     assert [entry["manifest"] for entry in results["manifests"]] == [str(crowd), str(farfield)]
     assert results["manifests"][0]["wer"] == 0.2
+    assert (results["together"]["exact"], results["together"]["exact_rate"]) == (4, 0.5)
     assert results["manifests"][0]["hours"] * 3600 == pytest.approx(
         sum(utterance.duration_s for utterance in read_manifest(crowd))
     )
@@ -434,6 +440,122 @@ def test_a_click_is_no_speech(model: ToneReader, tmp_path: Path) -> None:
         file_features(path)
     soundfile.write(path, speak("а")[640 + 400 : 640 + 800], SAMPLE_RATE)
     assert Recognizer(Torch(model)).texts([file_features(path)]) == ["а"]
+
+
+# --- How sure, and where the errors are -------------------------------------------------------------------------------
+
+# Twelve utterances of two rooms and six speakers; every third has «кит» for «кот».
+TWELVE = [("мой кит", "мой кот") if number % 3 == 0 else ("дом", "Дом!") for number in range(12)]
+
+
+@pytest.fixture
+def twelve(tmp_path: Path) -> Path:
+    path = write_speech(tmp_path / "twelve", TWELVE)
+    rows = [utterance.fields for utterance in read_manifest(path)]
+    for number, row in enumerate(rows):
+        row |= {"room": "kitchen" if number < 4 else "hall", "speaker": f"s{number // 2}", "rt60_s": number / 10}
+    write_manifest(path, rows)
+    return path
+
+
+def test_intervals_parts_and_confusions(
+    coarse: str, twelve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    arguments = ["--breakdown", "room, length,rt60_s,snr", "--confusions", "3"]
+    assert evaluate(coarse, "--manifest", twelve, "--output", output, *arguments) == 0
+    printed = capsys.readouterr().out
+    [entry] = json.loads((output / "results.json").read_text(encoding="utf-8"))["manifests"]
+    assert (entry["wer"], entry["exact"], entry["exact_rate"]) == (4 / 16, 8, pytest.approx(2 / 3))
+    low, high = entry["intervals"]["by_utterance"]["wer"]
+    # Of 12 utterances the share k that has the error is drawn; it then has 2 words: k / (12 + k).
+    assert (low, high) == pytest.approx((1 / 13, 7 / 19), abs=1e-9)
+    assert entry["intervals"]["by_utterance"]["exact_rate"] == pytest.approx([5 / 12, 11 / 12])
+    assert entry["intervals"]["by_speaker"]["drawn"] == "6 speakers"
+    assert entry["intervals"]["by_speaker"]["wer"][0] < 0.25 < entry["intervals"]["by_speaker"]["wer"][1]
+    parts = {one["value"]: one for one in entry["breakdown"]["room"]}
+    assert list(parts) == ["hall", "kitchen"]
+    assert (parts["kitchen"]["utterances"], parts["kitchen"]["wer"]) == (4, 2 / 6)
+    assert (parts["hall"]["utterances"], parts["hall"]["wer"]) == (8, 2 / 10)
+    assert list(entry["breakdown"]) == ["room", "length", "rt60_s", "snr"]
+    assert [one["value"] for one in entry["breakdown"]["rt60_s"]] == ["< 0.28", "0.28 – 0.55", "0.55 – 0.83", "≥ 0.83"]
+    assert sum(one["utterances"] for one in entry["breakdown"]["snr"]) == 12
+    assert entry["confusions"]["words"] == [{"said": "кот", "heard": "кит", "count": 4, "total": 4}]
+    assert entry["confusions"]["letters"] == [{"said": "о", "heard": "и", "count": 4, "total": 16}]
+
+    table, rest = printed.split("95 % intervals")
+    assert rows_of(table)["twelve"][:4] == ["25.00", f"{50 * (high - low):.1f}", "7.69", "66.7"]
+    assert "12 utterances" in rest
+    assert "6 speakers" in rest
+    for title in ("twelve by room", "twelve by length, s", "twelve by rt60_s", "twelve by snr, dB (estimated"):
+        assert title in rest
+    assert rows_of(rest.split("by room")[1])["hall"] == ["20.00", "–", "6.25", "75.0", "8", "10"]
+    words, letters = rest.split("twelve: confused words")[1].split("twelve: confused letters")
+    assert rows_of(words)["кот"] == ["кит", "4", "4", "100.0"]
+    assert rows_of(letters)["о"] == ["и", "4", "16", "25.0"]
+
+
+def test_the_same_from_predictions_without_a_model(
+    coarse: str, twelve: Path, farfield: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    details = ["--breakdown", "room", "--confusions", "3", "--output", str(output)]
+    assert evaluate(coarse, "--manifest", twelve, "--manifest", farfield, *details) == 0
+    before = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    first = capsys.readouterr().out
+    paths = [str(output / f"{name}_pred.jsonl") for name in ("twelve", "farfield")]
+    assert main(["evaluate", "--predictions", *paths, *details]) == 0
+    again = json.loads((output / "rescored.json").read_text(encoding="utf-8"))
+    second = capsys.readouterr().out
+    assert "farfield by room" not in first  # which does not know of rooms
+    for row, other in zip(
+        [*before["manifests"], before["together"]], [*again["manifests"], again["together"]], strict=True
+    ):
+        unlike = {"elapsed_s", "rtfx", "predictions", "manifest"}
+        assert {key: row[key] for key in row.keys() - unlike} == {key: other[key] for key in other.keys() - unlike}
+        assert (other["elapsed_s"], other["rtfx"]) == (None, None)
+    assert [entry["predictions"] for entry in again["manifests"]] == paths
+    assert second.split("95 % intervals")[1].split("results")[0] == first.split("95 % intervals")[1].split("results")[0]
+    assert rows_of(second)["farfield"][-1] == "–"
+    # results.json, which tells of the model, is as it was.
+    assert json.loads((output / "results.json").read_text(encoding="utf-8")) == before
+
+
+def test_predictions_have_short_names_where_they_can() -> None:
+    assert list(name_predictions([Path("a/crowd_pred.jsonl"), Path("a/far_pred.jsonl")])) == ["crowd", "far"]
+    assert list(name_predictions([Path("a/x_pred.jsonl"), Path("b/x_pred.jsonl")])) == ["a-x_pred", "b-x_pred"]
+    with pytest.raises(ConfigError, match="given twice"):
+        name_predictions([Path("a/x_pred.jsonl"), Path("a/x_pred.jsonl")])
+
+
+def test_an_unknown_field_is_told_before_the_work(
+    coarse: str, twelve: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(coarse, "--manifest", twelve, "--breakdown", "room,rooms") == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith("kvarts: error: no line has a field 'rooms' to group by; there are room, rt60_s, speaker,")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "--model and --manifest are needed, or --predictions"),
+        ("--model m", "--model and --manifest are needed, or --predictions"),
+        ("--predictions p --model m", "--predictions recognises nothing anew; leave out --model"),
+        ("--predictions p --manifest m --lm l", "leave out --manifest, --lm"),
+        ("--predictions p --streaming --grammar g", "leave out --streaming, --grammar"),
+        ("--model m --manifest m --streaming --confusions 3", "--confusions goes without --streaming and --grammar"),
+        ("--model m --manifest m --grammar g --breakdown room", "--breakdown goes without --streaming and --grammar"),
+        ("--predictions p --confusions 0", "0 is not a whole number above 0"),
+        ("--predictions p --breakdown room,", "'room,' has an empty name; write names with commas between"),
+    ],
+)
+def test_what_does_not_go_with_predictions(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *options.split()])
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 # --- Decoders, streams and grammars -----------------------------------------------------------------------------------

@@ -28,9 +28,13 @@ _READER_GONE = 141
 # Subcommands, each in the module of its name, and what the help says of them. «train» has a parser of its own: Hydra's.
 _COMMANDS: Final = {
     "evaluate": "measure WER and CER on manifests",
+    "compare": "tell whether one recogniser is really better than another",
+    "report": "write a page to look at and listen to, of what was recognised",
     "transcribe": "write down what is said in audio and video files",
     "calibrate": "fit confidences that are probabilities, and thresholds",
     "export": "write a checkpoint as a model that runs without PyTorch",
+    "augment": "simulate rooms to train with, and listen to what training makes of a recording",
+    "room": "measure a room from a recording of claps or of a sweep",
 }
 _DATA_COMMANDS: Final = {
     "download": "download and unpack a data set",
@@ -53,7 +57,10 @@ _GRAMMAR_COMMANDS: Final = {
 
 # What to install where a package is missing: by the command, if its extra has all that it needs, else by the package.
 _EXTRA_OF_COMMAND: Final = {"train": "train", "export": "export", "download": "download", "sample": "rooms"}
-_EXTRA_OF_PACKAGE: Final = {"openvino": "openvino", "sounddevice": "mic", "av": "av", "onnx": "export"}
+_EXTRA_OF_PACKAGE: Final = {
+    **{"openvino": "openvino", "sounddevice": "mic", "av": "av", "onnx": "export"},
+    "pyroomacoustics": "rooms",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvarts.errors import ConfigError
+from kvarts.errors import ConfigError, KvartsError
 
 CONFIG_MODULE = "kvarts.conf"
 CONFIG_NAME = "quarznet_5x5_ru"
@@ -142,6 +142,21 @@ def compose_config(arguments: Sequence[str], config_name: str = CONFIG_NAME) -> 
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     return config
+
+
+def instantiate(node: DictConfig | None) -> Any:
+    """What a section with a `_target_` describes; None of none.
+
+    Raises:
+        ConfigError: it cannot be made.
+        KvartsError: of those that it raises itself.
+    """
+    try:
+        return hydra.utils.instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, KvartsError):
+            raise error.__cause__ from None
+        raise ConfigError(_one_line(error)) from error
 
 
 def quote_values(arguments: Sequence[str]) -> list[str]:

@@ -27,10 +27,12 @@ from kvarts.dataset import (
     random_subset,
 )
 from kvarts.errors import AudioError, ConfigError, KvartsError, TrainingDataError, listing
-from kvarts.feature_cache import BYTES_PER_SECOND, FeatureCache
+from kvarts.feature_cache import BYTES_PER_SECOND, SAMPLES, FeatureCache
 from kvarts.files import cache_dir as cache_dir_of_user
+from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import Utterance, read_manifest
 from kvarts.shards import ShardDataset, ShardFiles, ShardIndex, ShardSampler, is_index, read_index, unpack
+from kvarts.sound import Sound
 
 logger = logging.getLogger("lightning")
 
@@ -66,6 +68,7 @@ class SpeechData(pl.LightningDataModule):
         stride: log-mel frames for each encoded frame, for the feasibility check.
         seed: of subset, order and augmentation.
         augmentation: of training features, or None.
+        sound: augmentation of the waveforms of training, before that of features, or None.
         (the rest: as described in conf/quarznet_5x5_ru.yaml, section data)
     """
 
@@ -92,6 +95,7 @@ class SpeechData(pl.LightningDataModule):
         shard_dir: str | None = None,
         shard_mb: int = 32768,
         augmentation: Augmentation | None = None,
+        sound: Sound | None = None,
     ) -> None:
         super().__init__()
         if on_bad not in ("error", "skip"):
@@ -136,13 +140,18 @@ class SpeechData(pl.LightningDataModule):
         self._shuffle = shuffle
         self._bucketing = bucketing
         self._num_workers = num_workers
-        self._cache = _feature_cache(cache_dir, cache_mb)
+        bytes_per_second = BYTES_PER_SECOND + (2 * SAMPLE_RATE if sound is not None else 0)
+        self._cache = _feature_cache(cache_dir, cache_mb, bytes_per_second)
         self._on_bad = on_bad
         self._check_audio = check_audio
         self._shard_window = shard_window
         self._shard_dir = shard_dir
         self._shard_mb = shard_mb
         self._augmentation = augmentation
+        self._sound = sound
+        self._sample_cache = None
+        if sound is not None and self._cache is not None:
+            self._sample_cache = FeatureCache(self._cache.folder, cache_mb * 2**20, SAMPLES)
         self._sampler: BucketSampler | None = None
         self._place: dict[str, Any] | None = None
         self.train: list[Utterance] = []
@@ -170,6 +179,8 @@ class SpeechData(pl.LightningDataModule):
         val = read_manifest(self.val_manifest)
         problems = check_targets(train, self._stride)
         tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
+        if self._sound is not None:
+            _refuse_test_rooms(self._sound.rooms, [*val, *tests])
         if self._check_audio:
             bad_tests = check_audio(tests)
             if bad_tests:
@@ -237,8 +248,11 @@ class SpeechData(pl.LightningDataModule):
             _refuse_other_order(place.get("order", {}), self._order())
             self._sampler.load_state_dict(place)
         if self._shards is None:
-            return self._loader(SpeechDataset(self.train, self._augmentation, self._seed, self._cache), self._sampler)
-        dataset = ShardDataset(
+            dataset = SpeechDataset(
+                self.train, self._augmentation, self._seed, self._cache, self._sound, self._sample_cache
+            )
+            return self._loader(dataset, self._sampler)
+        sharded = ShardDataset(
             self._shards,
             self._shard_files(self._shards),
             self._shard_window,
@@ -248,9 +262,11 @@ class SpeechData(pl.LightningDataModule):
             augmentation=self._augmentation,
             seed=self._seed,
             cache=self._cache,
+            sound=self._sound,
+            sample_cache=self._sample_cache,
         )
         # Without a batch size a loader takes whole batches from the data set.
-        return DataLoader(dataset, batch_size=None, sampler=self._sampler, **self._reading())
+        return DataLoader(sharded, batch_size=None, sampler=self._sampler, **self._reading())
 
     def val_dataloader(self) -> DataLoader[Example | Batch | KvartsError]:
         sampler = ShareSampler([u.duration_s for u in self.val], self._val_batch_size, *self._share())
@@ -340,7 +356,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _feature_cache(cache_dir: str | None, cache_mb: int) -> FeatureCache | None:
+def _feature_cache(cache_dir: str | None, cache_mb: int, bytes_per_second: int) -> FeatureCache | None:
     """The cache of a run, or None: switched off, or nowhere to put it.
 
     Raises:
@@ -360,7 +376,7 @@ def _feature_cache(cache_dir: str | None, cache_mb: int) -> FeatureCache | None:
             raise ConfigError(
                 f"data.cache_dir={cache_dir}: this or what it lies in is a file; name a folder, or set data.cache_mb=0"
             )
-    hours = cache_mb * 2**20 // (BYTES_PER_SECOND * 3600)
+    hours = cache_mb * 2**20 // (bytes_per_second * 3600)
     logger.info("features are kept in %s, up to %d MB (%d h of speech)", folder, cache_mb, hours)
     return FeatureCache(folder, cache_mb * 2**20)
 
@@ -380,6 +396,16 @@ def _digest(utterances: Sequence[Utterance]) -> str:
     for utterance in utterances:
         digest.update(repr((utterance.utterance_id, utterance.duration_s, utterance.text)).encode())
     return digest.hexdigest()[:16]
+
+
+def _refuse_test_rooms(rooms: set[str], held_out: Sequence[Utterance]) -> None:
+    """Test rooms are never training rooms: else a score would say how well these rooms were learnt."""
+    offenders = [u for u in held_out if isinstance(u.fields.get("room"), str) and u.fields["room"] in rooms]
+    if offenders:
+        raise ConfigError(
+            f"{offenders[0].where}: recorded in the room {offenders[0].fields['room']!r}, which augment.rooms has too; "
+            "train in other rooms, or validate and test in others"
+        )
 
 
 def _refuse_other_order(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -24,9 +24,11 @@ from kvarts.errors import AudioError, ConfigError
 from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
 from kvarts.manifest import Utterance
+from kvarts.sound import Sound, to_pcm
 from kvarts.text import normalise
 
 Features = NDArray[np.float32]
+Pcm = NDArray[np.int16]  # (samples,), 16 kHz
 Augmentation = Callable[[Features, np.random.Generator], Features]
 # Lengths are blurred by up to so much before they are sorted, which keeps company changing from epoch to epoch. Of
 # large batches about as much is then padding; where that would be over 5 %, half the blur has to do. Padding left, mean
@@ -107,14 +109,25 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def example_of(
-    utterance: Utterance, features: Features, augmentation: Augmentation | None, seed: int, draw: Draw
+    utterance: Utterance,
+    features: Callable[[], Features],
+    samples: Callable[[], Pcm],
+    sound: Sound | None,
+    augmentation: Augmentation | None,
+    seed: int,
+    draw: Draw,
 ) -> Example:
-    """An utterance with its features (frames, 64), augmented as (seed, epoch, utterance) have it."""
+    """An utterance with its features (frames, 64), augmented as (seed, epoch, utterance) have it.
+
+    Of `features` and `samples`, which read it or take it from a cache, only what is needed is called.
+    """
+    generator = np.random.default_rng((seed, *draw))
+    drawn = features() if sound is None else sound.features(features, samples, generator)
     if augmentation is not None:
-        features = augmentation(features, np.random.default_rng((seed, *draw)))
+        drawn = augmentation(drawn, generator)
     # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
     targets = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
-    return Example(torch.from_numpy(features), torch.tensor(targets, dtype=torch.long), utterance)
+    return Example(torch.from_numpy(drawn), torch.tensor(targets, dtype=torch.long), utterance)
 
 
 class SpeechDataset(Dataset[Example]):
@@ -125,6 +138,8 @@ class SpeechDataset(Dataset[Example]):
         augmentation: applied to the features (frames, 64) afresh in every epoch, or None; must not change them.
         seed: of the augmentation.
         cache: where features are kept, so that a file is decoded once, or None.
+        sound: augmentation of the waveform, before that of the features, or None.
+        sample_cache: where decoded samples are kept for `sound`, or None.
     """
 
     def __init__(
@@ -133,31 +148,42 @@ class SpeechDataset(Dataset[Example]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache: FeatureCache | None = None,
+        sound: Sound | None = None,
+        sample_cache: FeatureCache | None = None,
     ) -> None:
         self.utterances = list(utterances)
         self._augmentation = augmentation
         self._seed = seed
         self._cache = cache
+        self._sound = sound
+        self._sample_cache = sample_cache
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, draw: Draw) -> Example:
         _, index = draw
-        return example_of(self.utterances[index], self._features(index), self._augmentation, self._seed, draw)
-
-    def _features(self, index: int) -> Features:
         utterance = self.utterances[index]
+        path = utterance.audio_path
+
+        def features() -> Features:
+            return _decoded(path) if self._cache is None else self._cache.get(path, _decoded)
+
+        def samples() -> Pcm:
+            return _samples(path) if self._sample_cache is None else self._sample_cache.get(path, _samples)
+
         try:
-            if self._cache is None:
-                return _decoded(utterance.audio_path)
-            return self._cache.get(utterance.audio_path, _decoded)
+            return example_of(utterance, features, samples, self._sound, self._augmentation, self._seed, draw)
         except AudioError as error:
             raise AudioError(f"{utterance.where}: {error}") from error
 
 
 def _decoded(audio_path: Path) -> Features:
     return log_mel(read_audio(audio_path))
+
+
+def _samples(audio_path: Path) -> Pcm:
+    return to_pcm(read_audio(audio_path))
 
 
 class BucketSampler(Sampler[list[Draw]]):

@@ -1,4 +1,5 @@
-"""``kvarts evaluate``: WER and CER of a checkpoint on manifests; training reports its result through it too.
+"""``kvarts evaluate``: WER and CER of a checkpoint on manifests, how sure they are, and where the errors are; training
+reports its result through it too.
 
 References are the raw texts of the manifest through `kvarts.text.normalise`, never decoded from label ids: a
 letter outside the alphabet counts as the error it is. An utterance without reference words is scored as well;
@@ -16,16 +17,41 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvarts import __version__
-from kvarts.error_counts import ErrorCounts, char_errors, word_errors
+from kvarts.breakdown import (
+    LEAST_UTTERANCES,
+    MEASURES,
+    NOT_GIVEN,
+    Group,
+    Grouping,
+    Intervals,
+    confusions,
+    confusions_as_json,
+    confusions_table,
+    groupings,
+    groups,
+    groups_table,
+    interval_text,
+    intervals,
+    intervals_as_json,
+    speaker_intervals,
+)
+from kvarts.error_counts import ErrorCounts, align_letters, align_words, total
 from kvarts.errors import AudioError, ConfigError, ManifestError, listing
 from kvarts.files import atomic_text_writer, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
-from kvarts.recogniser_options import add_decoder_arguments, add_grammar_arguments, add_model_arguments, positive_number
+from kvarts.recogniser_options import (
+    add_decoder_arguments,
+    add_grammar_arguments,
+    add_model_arguments,
+    decoder_options,
+    positive_number,
+)
+from kvarts.scored import Scored, predicted_row, read_predictions, scored
 from kvarts.text import NORMALISER_VERSION
 
 if TYPE_CHECKING:
@@ -42,48 +68,102 @@ BATCH_DURATION_S = 120.0  # padded seconds of sound in a batch
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The score of one manifest, or of several together."""
+    """The score of one manifest, or of several together.
+
+    Attributes:
+        elapsed_s: wall clock from the first file read to the last text; None where the texts were there already.
+        hotwords: where there are any.
+        by: how it is to be broken down.
+        num_confusions: how many confusions of words, and of letters, are to be told.
+    """
 
     name: str
-    words: ErrorCounts
-    characters: ErrorCounts
-    num_utterances: int
-    audio_s: float  # sum of the manifest's durations
-    elapsed_s: float  # wall clock from the first file read to the last text
-    hotwords: HotwordCounts | None = None  # where there are any
+    scored: tuple[Scored, ...] = field(repr=False)
+    elapsed_s: float | None
+    hotwords: HotwordCounts | None = None
+    by: tuple[Grouping, ...] = ()
+    num_confusions: int = 0
+
+    @functools.cached_property
+    def words(self) -> ErrorCounts:
+        """Errors in words, added up."""
+        return total([one.words for one in self.scored])
+
+    @functools.cached_property
+    def characters(self) -> ErrorCounts:
+        """Errors in characters, added up."""
+        return total([one.characters for one in self.scored])
+
+    @functools.cached_property
+    def intervals(self) -> Intervals:
+        """Bootstrap intervals over utterances."""
+        return intervals(self.scored)
+
+    @functools.cached_property
+    def groups(self) -> Mapping[Grouping, Sequence[Group]]:
+        """What it is broken down into.
+
+        Raises:
+            AudioError: see `kvarts.breakdown.groups`.
+        """
+        return {one: groups(self.scored, one) for one in self.by}
 
     @property
-    def rtfx(self) -> float:
+    def num_utterances(self) -> int:
+        """All that were scored."""
+        return len(self.scored)
+
+    @property
+    def num_exact(self) -> int:
+        """Utterances whose text is right to the letter."""
+        return sum(one.is_exact for one in self.scored)
+
+    @property
+    def audio_s(self) -> float:
+        """The sum of the manifest's durations."""
+        return sum(one.duration_s for one in self.scored)
+
+    @property
+    def rtfx(self) -> float | None:
         """Seconds of sound recognised in a second, reading and features included."""
-        return self.audio_s / self.elapsed_s
+        return None if self.elapsed_s is None else self.audio_s / self.elapsed_s
 
     def as_json(self) -> dict[str, Any]:
         """What results.json says of it; rates are fractions, not per cent."""
-        return {
+        found = {
             "name": self.name,
             "wer": self.words.rate,
             "cer": self.characters.rate,
             "words": asdict(self.words),
             "characters": asdict(self.characters),
             "utterances": self.num_utterances,
+            "exact": self.num_exact,
+            "exact_rate": self.num_exact / self.num_utterances,
+            "intervals": intervals_as_json(self.scored, self.intervals),
             "hours": self.audio_s / 3600,
             "elapsed_s": self.elapsed_s,
             "rtfx": self.rtfx,
-            **({} if self.hotwords is None else {"hotwords": self.hotwords.as_json()}),
         }
+        if self.hotwords is not None:
+            found["hotwords"] = self.hotwords.as_json()
+        if self.by:
+            found["breakdown"] = {by.name: [group.as_json() for group in parts] for by, parts in self.groups.items()}
+        if self.num_confusions:
+            found["confusions"] = confusions_as_json(self.scored, self.num_confusions)
+        return found
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Several scores as one: errors, words, utterances and times are added up."""
+    """Several scores as one: all their utterances, and their times added up."""
     hot = [evaluation.hotwords for evaluation in evaluations if evaluation.hotwords is not None]
+    times_s = [evaluation.elapsed_s for evaluation in evaluations if evaluation.elapsed_s is not None]
     return Evaluation(
         name="together",
-        words=sum((evaluation.words for evaluation in evaluations), ErrorCounts()),
-        characters=sum((evaluation.characters for evaluation in evaluations), ErrorCounts()),
-        num_utterances=sum(evaluation.num_utterances for evaluation in evaluations),
-        audio_s=sum(evaluation.audio_s for evaluation in evaluations),
-        elapsed_s=sum(evaluation.elapsed_s for evaluation in evaluations),
+        scored=tuple(one for evaluation in evaluations for one in evaluation.scored),
+        elapsed_s=sum(times_s) if times_s else None,
         hotwords=functools.reduce(operator.add, hot) if hot else None,
+        by=evaluations[0].by,
+        num_confusions=evaluations[0].num_confusions,
     )
 
 
@@ -92,24 +172,48 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    # Short headings: golos' test sets still fit into 80 columns.
+    # Short headings, close together: golos' test sets still fit into 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", min_width=8, overflow="fold")
-    for heading in ("WER %", "CER %", "subst.", "del.", "ins.", "utt.", "hours", "RTFx"):
+    for heading in ("WER %", "±", "CER %", "exact", "subst.", "del.", "ins.", "utt.", "hours", "RTFx"):
         table.add_column(heading, justify="right", no_wrap=True)
     for evaluation in evaluations:
         words = evaluation.words
+        interval = evaluation.intervals["wer"]
         table.add_row(
             evaluation.name,
             f"{100 * words.rate:.2f}",
+            "–" if interval is None else f"{50 * (interval[1] - interval[0]):.1f}",
             f"{100 * evaluation.characters.rate:.2f}",
+            f"{100 * evaluation.num_exact / evaluation.num_utterances:.1f}",
             str(words.substitutions),
             str(words.deletions),
             str(words.insertions),
             str(evaluation.num_utterances),
             f"{evaluation.audio_s / 3600:.3f}",
-            f"{evaluation.rtfx:.1f}",
+            "–" if evaluation.rtfx is None else f"{evaluation.rtfx:.1f}",
         )
+    return table
+
+
+def intervals_table(evaluations: Sequence[Evaluation]) -> Table:
+    """The intervals of each evaluation, over utterances and over speakers, or why there are none."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = "95 % intervals, by what is drawn anew"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table.add_column("", min_width=8, overflow="fold")
+    table.add_column("drawn", overflow="fold")
+    for heading in ("WER %", "CER %", "exact %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for evaluation in evaluations:
+        by_speaker, drawn = speaker_intervals(evaluation.scored)
+        for name, what, found in (
+            (evaluation.name, f"{evaluation.num_utterances} utterances", evaluation.intervals),
+            ("", drawn, by_speaker),
+        ):
+            table.add_row(name, what, *(interval_text(found[measure]) for measure in MEASURES))
     return table
 
 
@@ -148,16 +252,8 @@ def evaluate_manifest(
                 on_text(utterances[index], predictions[index])
     elapsed_s = time.perf_counter() - start_s
     references = [utterance.text for utterance in utterances]
-    evaluation = Evaluation(
-        name=name,
-        words=sum(map(word_errors, references, predictions), ErrorCounts()),
-        characters=sum(map(char_errors, references, predictions), ErrorCounts()),
-        num_utterances=len(utterances),
-        audio_s=sum(utterance.duration_s for utterance in utterances),
-        elapsed_s=elapsed_s,
-        hotwords=_hotword_counts(hot_phrases, references, predictions) if hot_phrases else None,
-    )
-    return evaluation, predictions
+    hotwords = _hotword_counts(hot_phrases, references, predictions) if hot_phrases else None
+    return Evaluation(name, tuple(scored(utterances, predictions)), elapsed_s, hotwords), predictions
 
 
 def _hotword_counts(phrases: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> HotwordCounts:
@@ -215,6 +311,8 @@ def evaluate_manifests(
     about: Mapping[str, Any] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     hot_phrases: Sequence[str] = (),
+    breakdown: Sequence[str] = (),
+    num_confusions: int = 0,
 ) -> list[Evaluation]:
     """Evaluates manifests, given by name, one after the other.
 
@@ -227,8 +325,11 @@ def evaluate_manifests(
             known by then stay in ``<name>_pred.partial.jsonl``.
         about: what ``results.json`` starts with, beside the versions: where the model came from.
         on_evaluation: called with each score as soon as it is known, before anything is written.
+        breakdown: fields to break each score down by, see `kvarts.breakdown.groupings`.
+        num_confusions: how many confusions of words, and of letters, ``results.json`` gets.
 
     Raises:
+        ConfigError: no manifest has a field of `breakdown`.
         ManifestError: a manifest is broken, or its audio missing, not audio or not of the duration it gives.
         AudioError: a file turned out to be damaged behind its header.
         OutputError: a result could not be written.
@@ -236,11 +337,16 @@ def evaluate_manifests(
     if output is not None:
         _make_folder(output)
     read = {name: _checked_manifest(path) for name, path in manifests.items()}
+    sources = {
+        name: {"manifest": str(path.absolute()), "predictions": f"{name}_pred.jsonl"}
+        for name, path in manifests.items()
+    }
+    by = tuple(groupings(breakdown, [one.fields for utterances in read.values() for one in utterances]))
     evaluations: list[Evaluation] = []
     for name, utterances in read.items():
         partial = None if output is None else output / f"{name}_pred.partial.jsonl"
         with nullcontext() if partial is None else _kept_texts(partial) as on_text:
-            evaluation, predictions = evaluate_manifest(
+            evaluation, _ = evaluate_manifest(
                 recognizer,
                 utterances,
                 name=name,
@@ -248,37 +354,54 @@ def evaluate_manifests(
                 on_text=on_text,
                 hot_phrases=hot_phrases,
             )
+            evaluation = replace(evaluation, by=by, num_confusions=num_confusions)
             evaluations.append(evaluation)
             if on_evaluation is not None:
                 on_evaluation(evaluation)
             if output is not None:
-                rows = map(_predicted_row, utterances, predictions)
-                write_manifest(output / f"{name}_pred.jsonl", rows)
-                _write_results(output / "results.json", evaluations, manifests, about or {})
+                write_manifest(output / f"{name}_pred.jsonl", (one.fields for one in evaluation.scored))
+                _write_results(output / "results.json", evaluations, sources, about or {})
     return evaluations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
     parser.description = (
-        "Recognises the utterances of manifests and prints WER, CER, the kinds of word errors and the speed, "
-        "for each manifest and for all together; with --hotwords also how many of them are found, with --streaming "
-        "what a stream gives and when, with --grammar how many commands are understood."
+        "Recognises the utterances of manifests and prints WER and half its 95 % interval, CER, how many texts are "
+        "exact, in per cent, the kinds of word errors and the speed, for each manifest and for all together; with "
+        "--hotwords also how many of them are found, with --streaming what a stream gives and when, with --grammar how "
+        "many commands are understood. With --predictions the same of texts that were recognised before."
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, required=False)
+    parser.add_argument("--manifest", metavar="M", type=Path, action="append", help="may be given several times")
     parser.add_argument(
-        "--manifest",
-        metavar="M",
+        "--predictions",
+        metavar="P",
         type=Path,
-        required=True,
-        action="append",
-        help="may be given several times",
+        nargs="+",
+        help="instead of --model and --manifest: NAME_pred.jsonl that --output wrote; nothing is recognised anew",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
         type=Path,
-        help="write results.json and predictions (NAME_pred.jsonl) there",
+        help="write results.json and predictions (NAME_pred.jsonl) there; with --predictions rescored.json",
+    )
+    details = parser.add_argument_group("where the errors are")
+    details.add_argument(
+        "--breakdown",
+        metavar="FIELDS",
+        type=_field_names,
+        default=(),
+        help="scores by each of these, with commas between: length, snr (snr_db of the manifest, else estimated), and "
+        "any field of the manifest: domain, speaker, rt60_s …",
+    )
+    details.add_argument(
+        "--confusions",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="show the N most frequent confusions of words, and of letters",
     )
     parser.add_argument(
         "--batch-duration-s",
@@ -312,11 +435,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates as the arguments say and prints the table; what is scored before an error is printed too."""
-    from rich.console import Console
-
-    from kvarts import hotword_metrics
     from kvarts.recogniser_options import recogniser_of
 
+    details = [name for name in ("breakdown", "confusions") if getattr(args, name)]
+    if details and (args.streaming or args.grammar is not None):
+        args.usage_error(f"--{details[0]} goes without --streaming and --grammar")
+    if args.predictions is not None:
+        return _run_predictions(args)
+    if args.model is None or args.manifest is None:
+        args.usage_error("--model and --manifest are needed, or --predictions")
     if args.streaming and args.grammar is not None:
         args.usage_error("--streaming and --grammar are measured one at a time")
     if args.chunk_s is not None and not args.streaming:
@@ -324,8 +451,7 @@ def run(args: argparse.Namespace) -> int:
     threshold = (args.unknown_below, args.false_accepts_per_hour)
     if threshold != (None, None) and (args.grammar is None or None not in threshold):
         args.usage_error("--unknown-below or --false-accepts-per-hour, one of them, goes with --grammar")
-    # In a file or a pipe there is no edge to wrap at.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     manifests = name_manifests(args.manifest)
     if args.output is not None:
         _make_folder(args.output)
@@ -344,16 +470,65 @@ def run(args: argparse.Namespace) -> int:
             about=None if args.output is None else _about(args, recognizer),
             on_evaluation=evaluations.append,
             hot_phrases=_hot_phrases(recognizer),
+            breakdown=args.breakdown,
+            num_confusions=args.confusions,
         )
     finally:
         if evaluations:
-            rows = evaluations if len(evaluations) == 1 else [*evaluations, together(evaluations)]
-            console.print(render_table(rows))
-            hot = [(row.name, row.hotwords) for row in rows if row.hotwords is not None]
-            if hot:
-                console.print(hotword_metrics.render_table(hot))
+            _print_tables(evaluations, console)
     if args.output is not None:
         print(f"results: {args.output / 'results.json'}")
+    return 0
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # In a file or a pipe there is no edge to wrap at.
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _print_tables(evaluations: Sequence[Evaluation], console: Console) -> None:
+    from kvarts import hotword_metrics
+
+    rows = evaluations if len(evaluations) == 1 else [*evaluations, together(evaluations)]
+    console.print(render_table(rows))
+    hot = [(row.name, row.hotwords) for row in rows if row.hotwords is not None]
+    if hot:
+        console.print(hotword_metrics.render_table(hot))
+    if any(row.num_utterances >= LEAST_UTTERANCES for row in rows):
+        console.print(intervals_table(rows))
+    for evaluation in evaluations:
+        for by, parts in evaluation.groups.items():
+            if [part.label for part in parts] != [NOT_GIVEN]:
+                console.print(groups_table(evaluation.name, by, parts))
+    whole = rows[-1]
+    if whole.num_confusions:
+        for what, align in (("words", align_words), ("letters", align_letters)):
+            found = confusions(whole.scored, align, whole.num_confusions)
+            console.print(confusions_table(f"{whole.name}: confused {what}", found))
+
+
+def _run_predictions(args: argparse.Namespace) -> int:
+    given = ["--model"] * (args.model is not None) + ["--manifest"] * (args.manifest is not None)
+    given += ["--streaming"] * args.streaming + ["--grammar"] * (args.grammar is not None) + decoder_options(args)
+    if given:
+        args.usage_error(f"--predictions recognises nothing anew; leave out {', '.join(given)}")
+    if args.output is not None:
+        _make_folder(args.output)
+    paths = name_predictions(args.predictions)
+    read = {name: read_predictions(path) for name, path in paths.items()}
+    by = tuple(groupings(args.breakdown, [one.fields for of_file in read.values() for one in of_file]))
+    evaluations = [
+        Evaluation(name, tuple(of_file), None, by=by, num_confusions=args.confusions) for name, of_file in read.items()
+    ]
+    _print_tables(evaluations, _console())
+    if args.output is not None:
+        # Not results.json: in the folder of the predictions that says which model and decoder they come from.
+        path = args.output / "rescored.json"
+        sources = {name: {"predictions": str(place.absolute())} for name, place in paths.items()}
+        _write_results(path, evaluations, sources, {"command": args.command_line})
+        print(f"results: {path}")
     return 0
 
 
@@ -462,6 +637,16 @@ def name_manifests(paths: Sequence[Path]) -> dict[str, Path]:
     return {f"{number}-{path.name}": path for number, path in enumerate(paths, start=1)}
 
 
+def name_predictions(paths: Sequence[Path]) -> dict[str, Path]:
+    """The names of the sets that predictions are of: «crowd» of ``crowd_pred.jsonl``; longer where several are alike.
+
+    Raises:
+        ConfigError: a file is given twice.
+    """
+    short = [path.stem.removesuffix("_pred") for path in paths]
+    return dict(zip(short, paths, strict=True)) if len(set(short)) == len(paths) else name_manifests(paths)
+
+
 def _features_or_error(utterance: Utterance) -> NDArray[np.float32] | AudioError:
     from kvarts.recogniser import file_features
 
@@ -490,7 +675,7 @@ def _kept_texts(path: Path) -> Iterator[Callable[[Utterance, str], None]]:
         with path.open("w", encoding="utf-8", buffering=1) as file:
 
             def keep(utterance: Utterance, text: str) -> None:
-                file.write(json.dumps(_predicted_row(utterance, text), ensure_ascii=False) + "\n")
+                file.write(json.dumps(predicted_row(utterance, text), ensure_ascii=False) + "\n")
 
             yield keep
     except OSError as error:
@@ -500,25 +685,14 @@ def _kept_texts(path: Path) -> Iterator[Callable[[Utterance, str], None]]:
     path.unlink()
 
 
-def _predicted_row(utterance: Utterance, text: str) -> dict[str, Any]:
-    return {**utterance.fields, "audio_filepath": str(utterance.audio_path.absolute()), "pred_text": text}
-
-
 def _write_results(
-    path: Path, evaluations: Sequence[Evaluation], manifests: Mapping[str, Path], about: Mapping[str, Any]
+    path: Path, evaluations: Sequence[Evaluation], sources: Mapping[str, Mapping[str, str]], about: Mapping[str, Any]
 ) -> None:
     results = {
         **_versions(),
         **about,
-        "complete": len(evaluations) == len(manifests),
-        "manifests": [
-            {
-                **evaluation.as_json(),
-                "manifest": str(manifests[evaluation.name].absolute()),
-                "predictions": f"{evaluation.name}_pred.jsonl",
-            }
-            for evaluation in evaluations
-        ],
+        "complete": len(evaluations) == len(sources),
+        "manifests": [{**evaluation.as_json(), **sources[evaluation.name]} for evaluation in evaluations],
         "together": together(evaluations).as_json(),
     }
     _write_json(path, results)
@@ -539,6 +713,19 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _field_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write names with commas between")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def _not_negative_number(text: str) -> float:

@@ -1,5 +1,7 @@
 """Features on disk, so that an audio file is decoded once: for all epochs, workers, ranks and later runs.
 
+Where the sound itself is augmented, decoded samples are kept in the same way (`SAMPLES`), beside the features.
+
 A folder with one file for each utterance, ``ab/cdef….mel``, named by a SHA-256 of what the features depend on: the
 bytes of the audio file (not its path), the feature settings, the versions of the libraries that compute them, and
 `CACHE_VERSION`. Another file under the same path, or other settings, is therefore another entry; nothing ever has to
@@ -19,6 +21,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import re
@@ -30,36 +33,56 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from kvarts.features import FEATURE_SETTINGS, N_MELS
+from kvarts.frames import SAMPLE_RATE
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-Features = NDArray[np.float32]
+Entry = NDArray[Any]
 
 # To be raised whenever audio.py or features.py gives other numbers for the same file and settings.
 CACHE_VERSION: Final = 1
-BYTES_PER_SECOND: Final = 25_600  # of audio: 100 frames of 64 float32
+BYTES_PER_SECOND: Final = 25_600  # of audio: 100 frames of 64 float32; samples take 32,000 more
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is kept: rows of numbers, and what they depend on beside the audio."""
+
+    suffix: str
+    magic: bytes
+    dtype: np.dtype[Any]
+    columns: tuple[int, ...]  # shape of a row
+    settings: tuple[str, object]  # with their name
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.columns)
+
+
+FEATURES: Final = Kind("mel", b"KVARTSML", np.dtype(np.float32), (N_MELS,), ("features", FEATURE_SETTINGS))
+# Decoded audio, 32,767 times its value and rounded: the noise of that lies 98 dB below full scale.
+SAMPLES: Final = Kind("pcm", b"KVARTSPC", np.dtype(np.int16), (), ("samples", {"sample_rate": SAMPLE_RATE}))
 
 logger = logging.getLogger("lightning")
 
-# An entry: magic, CRC-32 of the features, frames, zeros up to 64 bytes; then the features, (frames, 64) float32. In the
-# machine's byte order: read on a machine of the other, the number of frames does not fit the size of the file.
+# An entry: magic, CRC-32 of the rows, their number, zeros up to 64 bytes; then the rows: features (frames, 64) float32,
+# or samples int16. In the machine's byte order: on a machine of the other, the number does not fit the file's size.
 _HEADER = struct.Struct("=8sIQ44x")
-_MAGIC = b"KVARTSML"
-_FRAME_BYTES = 4 * N_MELS
-_ENTRY = re.compile(r"[0-9a-f]{62}\.mel(\.[0-9a-f]{16}\.tmp)?")  # and what writers leave that were killed
+_ENTRY = re.compile(r"[0-9a-f]{62}\.(mel|pcm)(\.[0-9a-f]{16}\.tmp)?")  # and what writers leave that were killed
 _DISK_BLOCK = 4096  # bytes; what file systems round up to, commonly
 # What nobody used for a day may give way. A run uses each of its entries once an epoch, and its epochs are shorter.
 _UNUSED_S = 24 * 3600
@@ -88,19 +111,21 @@ class FeatureCache:
 
     Args:
         folder: is made when the first entry is stored.
-        max_bytes: bound of the entries' size on disk; 1 GiB holds 11 hours.
+        max_bytes: bound of the entries' size on disk, those of all kinds; 1 GiB holds 11 hours of features.
+        kind: of the entries.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, kind: Kind = FEATURES) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
-        self._settings = json.dumps(_settings(), sort_keys=True).encode()
+        self._kind = kind
+        self._settings = json.dumps(_settings(kind), sort_keys=True).encode()
         # By audio file: SHA-256 of the entry, and what tells an untouched file.
         self._known: dict[Path, tuple[bytes, int]] = {}
         # Shared with worker processes, which are forked from this one or get the object pickled when spawned.
         self._state = RawValue(ctypes.c_int8, _WORKING)
 
-    def get(self, audio_path: Path, compute: Callable[[Path], Features]) -> Features:
+    def get(self, audio_path: Path, compute: Callable[[Path], Entry]) -> Entry:
         """Features (frames, 64) of an audio file: those stored, else those computed and, if there is room, stored.
 
         What was stored is mapped, not read, and copied by the system page by page if it is written to, so that nobody
@@ -115,14 +140,14 @@ class FeatureCache:
         # Hashed again, in 0.03 ms, in case the file was replaced between hashing and decoding.
         return self._kept(key, lambda: compute(audio_path), lambda: self._hashed(audio_path) == key)
 
-    def get_named(self, name: str, compute: Callable[[], Features]) -> Features:
+    def get_named(self, name: str, compute: Callable[[], Entry]) -> Entry:
         """Like `get`, for audio that is no file of its own; `name` must tell its content from any other."""
         key = hashlib.sha256(self._settings + b"\0" + name.encode()).digest()
         return self._kept(key, compute, lambda: True)
 
-    def _kept(self, key: bytes, compute: Callable[[], Features], is_current: Callable[[], bool]) -> Features:
+    def _kept(self, key: bytes, compute: Callable[[], Entry], is_current: Callable[[], bool]) -> Entry:
         name = key.hex()
-        entry = self.folder / name[:2] / f"{name[2:]}.mel"
+        entry = self.folder / name[:2] / f"{name[2:]}.{self._kind.suffix}"
         features = self._read(entry)
         if features is None:
             features = compute()
@@ -161,7 +186,7 @@ class FeatureCache:
             return None
         return digest.digest()
 
-    def _read(self, entry: Path) -> Features | None:
+    def _read(self, entry: Path) -> Entry | None:
         """The features of an entry; None if there is none, or it is not exactly what was written."""
         try:
             with entry.open("rb", buffering=0) as file:
@@ -177,9 +202,10 @@ class FeatureCache:
         if len(mapped) < _HEADER.size:
             return None
         magic, checksum, frames = _HEADER.unpack_from(mapped)
-        if magic != _MAGIC or len(mapped) != _HEADER.size + frames * _FRAME_BYTES:
+        if magic != self._kind.magic or len(mapped) != _HEADER.size + frames * self._kind.row_bytes:
             return None
-        features: Features = np.frombuffer(mapped, np.float32, offset=_HEADER.size).reshape(frames, N_MELS)
+        features: Entry = np.frombuffer(mapped, self._kind.dtype, offset=_HEADER.size)
+        features = features.reshape(frames, *self._kind.columns)
         if zlib.crc32(features.data) != checksum:  # 0.04 ms for 170 kB
             return None
         if time.time() - used_s > _TOUCH_S:
@@ -187,8 +213,8 @@ class FeatureCache:
                 os.utime(entry)
         return features
 
-    def _store(self, entry: Path, features: Features) -> None:
-        header = _HEADER.pack(_MAGIC, zlib.crc32(features.data), len(features))
+    def _store(self, entry: Path, features: Entry) -> None:
+        header = _HEADER.pack(self._kind.magic, zlib.crc32(features.data), len(features))
         size = _on_disk(len(header) + features.nbytes)
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +293,7 @@ class FeatureCache:
         )
 
 
-def _write(entry: Path, header: bytes, features: Features) -> None:
+def _write(entry: Path, header: bytes, features: Entry) -> None:
     """Whole or not at all. Without fsync: what a power cut leaves is told by its size and checksum."""
     temporary = entry.with_name(f"{entry.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -283,10 +309,11 @@ def _on_disk(size: int) -> int:
     return -(-size // _DISK_BLOCK) * _DISK_BLOCK
 
 
-def _settings() -> dict[str, object]:
-    """What features depend on beside the audio file. Other libraries may round otherwise, or decode otherwise."""
+def _settings(kind: Kind) -> dict[str, object]:
+    """What entries depend on beside the audio file. Other libraries may round otherwise, or decode otherwise."""
     versions = {"numpy": np.__version__, "libsndfile": soundfile.__libsndfile_version__}
     for name in ("soxr", "av"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    return {"version": CACHE_VERSION, "features": FEATURE_SETTINGS, "libraries": versions}
+    name, settings = kind.settings
+    return {"version": CACHE_VERSION, name: settings, "libraries": versions}

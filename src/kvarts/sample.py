@@ -36,6 +36,7 @@ from kvarts.files import write_error
 from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import write_manifest
 from kvarts.progress import progress_bar
+from kvarts.room_response import schroeder_rt60 as schroeder_rt60
 from kvarts.text import normalise
 
 SPEAKER = "nsh"  # the voice's name in the package: msu_ru_nsh
@@ -251,19 +252,6 @@ class Placement:
     def distance_m(self) -> float:
         """Metres from mouth to microphone."""
         return math.dist(self.source_m, self.microphone_m)
-
-
-def schroeder_rt60(impulse_response: Samples, rate: int = SAMPLE_RATE) -> float:
-    """Reverberation time in seconds (T30: the decay from -5 to -35 dB, extrapolated to 60 dB).
-
-    The decay curve is the backward integral of the squared impulse response (Schroeder, "New method of
-    measuring reverberation time", 1965); a straight line is fitted to it by least squares (ISO 3382-2).
-    """
-    energy = np.cumsum(impulse_response[::-1] ** 2)[::-1]
-    decay_db = 10 * np.log10(energy[energy > 0] / energy[0])
-    fitted = np.flatnonzero((decay_db <= -5) & (decay_db >= -35))
-    slope_db_per_s = np.polyfit(fitted / rate, decay_db[fitted], 1)[0]
-    return float(-60 / slope_db_per_s)
 
 
 def simulate_impulse_response(room: Room, placement: Placement) -> Samples:

@@ -20,7 +20,6 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -30,7 +29,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from kvarts import native
 from kvarts.callbacks import Curve, LastCheckpoint
 from kvarts.checkpoint import SafeCheckpointIO, check_run, load_model, load_weights, read_checkpoint
-from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, quote_values, set_to
+from kvarts.config import CONFIG_MODULE, CONFIG_NAME, compose_config, instantiate, quote_values, set_to
 from kvarts.datamodule import SpeechData
 from kvarts.errors import CheckpointError, ConfigError, KvartsError
 from kvarts.evaluate import Evaluation, evaluate_manifest, evaluate_manifests, render_table
@@ -137,7 +136,7 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     """
     _quieten()
     pl.seed_everything(config.seed)
-    model = _instantiate(config.model)
+    model = instantiate(config.model)
     resume = None if config.resume == "auto" else config.resume  # `main` has looked for one
     if resume is not None:
         # Before the data are checked: another network's are refused by name.
@@ -147,7 +146,8 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
         config.data_dir,
         model.encoder.stride,
         config.seed,
-        augmentation=_instantiate(config.augment.features),
+        augmentation=instantiate(config.augment.features),
+        sound=instantiate(config.augment.sound),
         **config.data,
     )
     data.prepare()
@@ -165,15 +165,6 @@ def train(config: DictConfig, run_dir: Path) -> list[Evaluation]:
     print(f"checkpoint: {chosen} (step {step} of {trainer.global_step}, {why})")
     print(f"curve:      {curve.path}")
     return evaluations
-
-
-def _instantiate(node: DictConfig | None) -> Any:
-    try:
-        return hydra.utils.instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, KvartsError):
-            raise error.__cause__ from None
-        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:

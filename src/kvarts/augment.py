@@ -1,0 +1,176 @@
+"""``kvarts augment``: rooms and noises to train with, and what training makes of a recording."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from kvarts.errors import AudioError, ConfigError
+from kvarts.files import atomic_text_writer, atomic_writer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_STYLE: Final = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
+table { border-collapse: collapse; margin: 0.5em 0; } td { padding: 0.3em 0.8em; border-bottom: 1px solid #8884; }
+td { vertical-align: top; } img { max-width: 100%; } code { overflow-wrap: anywhere; }
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `kvarts augment rooms` and `kvarts augment preview`."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="action", required=True)
+    rooms = commands.add_parser("rooms", help="simulate rooms and noises to train with")
+    rooms.description = (
+        "Simulates room responses (pyroomacoustics) and generates noises. Training needs the folder alone: "
+        "augment=farfield augment.rooms=DIR. None of the rooms is one that kvarts data sample tests in."
+    )
+    rooms.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    rooms.add_argument("--count", type=int, default=500, metavar="N", help="room responses, five a room (500)")
+    rooms.add_argument("--noises", type=int, default=45, metavar="N", help="noises of 15 s (45)")
+    rooms.add_argument("--seed", type=int, default=0, metavar="N", help="another seed makes other rooms (0)")
+    rooms.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (as many as there are cores)"
+    )
+    preview = commands.add_parser("preview", help="write what training makes of recordings, to be listened to")
+    preview.description = (
+        "Writes variants of recordings as training draws them: wav files, their spectrograms, and what was drawn, as "
+        "JSON and as a page to listen to (preview.html)."
+    )
+    preview.add_argument("audio", type=Path, nargs="+", help="recordings")
+    preview.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    preview.add_argument("--variants", type=int, default=8, metavar="N", help="of each recording (8)")
+    preview.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (0)")
+    preview.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a setting of training, as main.py takes it; may be repeated (augment=farfield)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: must be a whole number from 0 on")
+    return _rooms(args) if args.action == "rooms" else _preview(args)
+
+
+def _rooms(args: argparse.Namespace) -> int:
+    from kvarts.rooms import make_room_folder, read_noises, read_responses
+
+    importlib.import_module("pyroomacoustics")  # if it is not installed, say so before any work is done
+    _check_positive(args, "count", "noises", "workers")
+    if args.output.exists():
+        raise ConfigError(f"{args.output} exists; give a new folder")
+    make_room_folder(args.output, args.count, args.noises, args.seed, args.workers)
+    rooms = {response.room for response in read_responses(args.output)}
+    noises = read_noises(args.output)
+    print(f"{args.output}: {args.count} responses of {len(rooms)} rooms, {len(noises)} noises")
+    return 0
+
+
+def _check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} {getattr(args, name)}: must be a whole number from 1 on")
+
+
+# -------------------------------------------------------------------------------------------------------- a preview
+
+
+def _preview(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from kvarts.audio import read_audio
+    from kvarts.config import compose_config, instantiate
+    from kvarts.features import log_mel
+    from kvarts.rooms import write_sound
+    from kvarts.sound import Sound, carried_out
+
+    _check_positive(args, "variants")
+    named = any(setting.startswith("augment=") for setting in args.settings)
+    config = compose_config([*([] if named else ["augment=farfield"]), *args.settings])
+    sound: Sound | None = instantiate(config.augment.sound)
+    if sound is None:
+        raise ConfigError("these settings leave the sound as it is; choose others with --set augment=farfield")
+    augmentation = instantiate(config.augment.features)
+    rows: list[dict[str, Any]] = []
+    for number, path in enumerate(args.audio):
+        waveform = read_audio(path)
+        name = f"{number:03d}-{path.stem}"
+        write_sound(args.output / f"{name}-0.wav", waveform, "PCM_16")
+        rows.append({"audio": str(path), "variant": 0, "wav": f"{name}-0.wav", "effects": []})
+        pictures = [("as recorded", log_mel(waveform))]
+        for variant in range(1, args.variants + 1):
+            # As the data set does it: seed, epoch, utterance.
+            draw = np.random.default_rng((args.seed, variant - 1, number))
+            plan = sound.plan(draw)
+            try:
+                heard = carried_out(plan, waveform)
+            except AudioError as error:
+                raise AudioError(f"{path}: {error}") from error
+            features = log_mel(heard)
+            wav = f"{name}-{variant}.wav"
+            write_sound(args.output / wav, heard, "PCM_16")
+            effects = [{"effect": type(effect).__name__, **drawn} for effect, drawn in plan]
+            rows.append({"audio": str(path), "variant": variant, "wav": wav, "effects": effects})
+            title = ", ".join(effect["effect"] for effect in effects) or "clean"
+            pictures.append((f"{variant}: {title}", features if augmentation is None else augmentation(features, draw)))
+        _draw(pictures, args.output / f"{name}.png")
+        for row in rows[-args.variants - 1 :]:
+            row["picture"] = f"{name}.png"
+    with atomic_text_writer(args.output / "preview.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    _write_page(rows, args.output / "preview.html")
+    print(f"{args.output / 'preview.html'}: {len(args.audio)} recordings, {args.variants} variants of each")
+    return 0
+
+
+def _draw(pictures: Sequence[tuple[str, NDArray[np.float32]]], path: Path) -> None:
+    """Log-mel features (frames, 64), one panel below the other, on the same scales of time and level."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.4 * len(pictures) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (title, features) in zip(panels, pictures, strict=True):
+        panel.imshow(
+            features.T, origin="lower", aspect="auto", vmin=-20, vmax=5, extent=(0, len(features) / 100, 0, 64)
+        )
+        panel.set_title(title, fontsize=8, loc="left")
+        panel.set_ylabel("mel band")
+    panels[-1].set_xlabel("s")
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _write_page(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    with atomic_text_writer(path) as file:
+        file.write(
+            f'<!doctype html>\n<meta charset="utf-8"><title>kvarts augment preview</title><style>{_STYLE}</style>\n'
+        )
+        for number, row in enumerate(rows):
+            if row["variant"] == 0:
+                file.write(f"<h2>{escape(row['audio'])}</h2>\n<table>\n")
+            drawn = [json.dumps(effect, ensure_ascii=False) for effect in row["effects"]]
+            what = "<br>".join(f"<code>{escape(effect)}</code>" for effect in drawn)
+            what = what or ("as recorded" if row["variant"] == 0 else "clean")
+            source = escape(row["wav"], quote=True)
+            file.write(
+                f'<tr><td>{row["variant"]}</td><td><audio controls preload="none" src="{source}"></audio></td>'
+                f"<td>{what}</td></tr>\n"
+            )
+            if number + 1 == len(rows) or rows[number + 1]["variant"] == 0:
+                picture = escape(row["picture"], quote=True)
+                file.write(f'</table>\n<img src="{picture}" alt="log-mel features of the variants">\n')
