@@ -29,7 +29,7 @@ from kvarts.dataset import (
     ShareSampler,
     SpeechDataset,
     collate,
-    random_subset,
+    random_places,
 )
 from kvarts.errors import AudioError, ConfigError
 from kvarts.feature_cache import FeatureCache
@@ -266,25 +266,21 @@ def utterances_of(durations_s: Iterable[float]) -> list[Utterance]:
 
 @given(durations_s=st.lists(st.floats(0.5, 20), min_size=1, max_size=50), wanted_s=st.floats(0.1, 400))
 @settings(deadline=None)
-def test_a_random_subset_is_as_long_as_asked(durations_s: list[float], wanted_s: float) -> None:
-    utterances = utterances_of(durations_s)
-    chosen = random_subset(utterances, wanted_s, seed=1)
-    lines = [utterance.line for utterance in chosen]
-    assert lines == sorted(set(lines))
-    total_s = sum(utterance.duration_s for utterance in chosen)
-    if len(chosen) < len(utterances):
-        assert wanted_s <= total_s < wanted_s + max(durations_s)
-    else:
-        assert total_s - max(durations_s) < wanted_s or wanted_s >= total_s
-    assert random_subset(utterances, wanted_s, seed=1) == chosen
+def test_random_places_are_as_many_as_asked(durations_s: list[float], wanted_s: float) -> None:
+    chosen = random_places(durations_s, wanted_s, seed=1)
+    assert chosen == sorted(set(chosen))
+    total_s = sum(durations_s[place] for place in chosen)
+    if len(chosen) < len(durations_s):
+        assert wanted_s <= total_s + 1e-9
+    assert total_s - max(durations_s) < wanted_s + 1e-9
+    assert random_places(durations_s, wanted_s, seed=1) == chosen
 
 
-def test_a_random_subset_is_drawn_from_the_whole_manifest_by_seed() -> None:
-    utterances = utterances_of([1.0] * 100)
-    subsets = [{u.line for u in random_subset(utterances, 10, seed)} for seed in range(60)]
+def test_random_places_are_drawn_from_the_whole_manifest_by_seed() -> None:
+    subsets = [set(random_places([1.0] * 100, 10, seed)) for seed in range(60)]
     assert all(len(subset) == 10 for subset in subsets)
     assert len(set(map(frozenset, subsets))) == 60
-    assert set.union(*subsets) == set(range(1, 101)), "some utterances are never drawn"
+    assert set.union(*subsets) == set(range(100)), "some utterances are never drawn"
 
 
 # -------------------------------------------------------------------------------------------------------- batches

@@ -58,7 +58,7 @@ def check_targets(utterances: Sequence[Utterance], stride: int) -> list[Problem]
     of this `stride` (mel frames per encoded frame) gives for the manifest's duration: one for every character
     and one more between two equal neighbours.
     """
-    found = (_target_problem(utterance, stride) for utterance in utterances)
+    found = (target_problem(utterance, stride) for utterance in utterances)
     return [problem for problem in found if problem is not None]
 
 
@@ -77,7 +77,8 @@ def _audio_problem(utterance: Utterance) -> Problem | None:
     return None
 
 
-def _target_problem(utterance: Utterance, stride: int) -> Problem | None:
+def target_problem(utterance: Utterance, stride: int) -> Problem | None:
+    """Of one utterance, see `check_targets`."""
     text = normalise(utterance.text)
     if not text:
         return Problem(utterance, "text is empty", "write what is said or take the line out")

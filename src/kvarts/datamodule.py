@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import stat
@@ -10,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kvarts.checks import Problem, check_audio, check_targets
+from kvarts.checks import Problem, check_audio
 from kvarts.dataset import (
     Augmentation,
     Batch,
@@ -24,7 +24,7 @@ from kvarts.dataset import (
     ShareSampler,
     SpeechDataset,
     collate,
-    random_subset,
+    random_places,
 )
 from kvarts.errors import AudioError, ConfigError, KvartsError, TrainingDataError, listing
 from kvarts.feature_cache import BYTES_PER_SECOND, SAMPLES, FeatureCache
@@ -33,6 +33,7 @@ from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import Utterance, read_manifest
 from kvarts.shards import ShardDataset, ShardFiles, ShardIndex, ShardSampler, is_index, read_index, unpack
 from kvarts.sound import Sound
+from kvarts.utterance_table import TrainingManifest, UtteranceTable
 
 logger = logging.getLogger("lightning")
 
@@ -154,11 +155,9 @@ class SpeechData(pl.LightningDataModule):
             self._sample_cache = FeatureCache(self._cache.folder, cache_mb * 2**20, SAMPLES)
         self._sampler: BucketSampler | None = None
         self._place: dict[str, Any] | None = None
-        self.train: list[Utterance] = []
+        self.train: UtteranceTable | ShardIndex  # from prepare() on
         self.val: list[Utterance] = []
-        self._shards: ShardIndex | None = None
         self._left_out: list[str] = []  # of this epoch, by name
-        self._digest = ""
 
     def prepare(self) -> None:
         """Read and check everything before step 0.
@@ -167,33 +166,27 @@ class SpeechData(pl.LightningDataModule):
             ManifestError: a manifest, or the index of shards, is missing, empty or broken.
             TrainingDataError: utterances that cannot be used, listed by file:line, where on_bad is error.
         """
-        train: list[Utterance] = []
+        manifest = None
         if self._index_at is not None:
-            self._shards = read_index(self._index_at)
+            self.train = read_index(self._index_at)
             if self._train_minutes is not None:
-                self._shards = self._shards.part(60 * self._train_minutes, self._seed)
+                self.train = self.train.part(60 * self._train_minutes, self._seed)
         else:
-            train = read_manifest(self.train_manifest)
-            if self._train_minutes is not None:
-                train = random_subset(train, 60 * self._train_minutes, self._seed)
-        val = read_manifest(self.val_manifest)
-        problems = check_targets(train, self._stride)
+            home = cache_dir_of_user()
+            manifest = TrainingManifest(self.train_manifest, self._stride, home and home / "manifests")
+        self.val = read_manifest(self.val_manifest)
         tests = [u for path in self.test_manifests.values() for u in read_manifest(path)]
         if self._sound is not None:
-            _refuse_test_rooms(self._sound.rooms, [*val, *tests])
+            _refuse_test_rooms(self._sound.rooms, [*self.val, *tests])
         if self._check_audio:
             bad_tests = check_audio(tests)
             if bad_tests:
                 raise TrainingDataError(listing("test utterances that cannot be read", [str(p) for p in bad_tests]))
-            problems += check_audio([*train, *val])
-        self.train = self._usable(train, problems, "training")
-        self.val = self._usable(val, problems, "validation")
-        if self._shards is None:
-            count, train_s = len(self.train), sum(u.duration_s for u in self.train)
-            self._digest = _digest(self.train)
-        else:
-            count, train_s = len(self._shards), float(self._shards.duration_s.sum())
-            self._digest = self._shards.digest
+        if manifest is not None:
+            self.train = self._usable_table(manifest)
+        bad_val = self._unusable(check_audio(self.val) if self._check_audio else [], len(self.val), "validation")
+        self.val = [utterance for utterance in self.val if utterance.line not in bad_val]
+        count, train_s = len(self.train), float(self.train.duration_s.sum())
         logger.info(
             "training on %d utterances, %.2f h; validating on %d, %.2f h",
             *(count, train_s / 3600),
@@ -202,9 +195,9 @@ class SpeechData(pl.LightningDataModule):
 
     def train_sample(self, duration_s: float, folder: Path) -> list[Utterance]:
         """About so many seconds of the training data, drawn by the seed; those of shards are unpacked into `folder`."""
-        if self._shards is None:
-            return random_subset(self.train, duration_s, self._seed)
-        part = self._shards.part(duration_s, self._seed)
+        if isinstance(self.train, UtteranceTable):
+            return [self.train[place] for place in random_places(self.train.duration_s, duration_s, self._seed)]
+        part = self.train.part(duration_s, self._seed)
         return unpack(part, self._shard_files(part), folder, skip_bad=self._on_bad == "skip")
 
     def _shard_files(self, index: ShardIndex) -> ShardFiles:
@@ -217,44 +210,52 @@ class SpeechData(pl.LightningDataModule):
             raise ConfigError("you have no home folder to keep shards in; name another folder with data.shard_dir=")
         return ShardFiles(index, folder, self._shard_mb * 2**20)
 
-    def _usable(self, utterances: list[Utterance], problems: Sequence[Problem], part: str) -> list[Utterance]:
-        whose = {id(utterance) for utterance in utterances}
-        bad = [problem for problem in problems if id(problem.utterance) in whose]
-        bad.sort(key=lambda problem: problem.utterance.line)  # of texts and of audio together
-        if not bad:
-            return utterances
-        unusable = {id(problem.utterance) for problem in bad}
-        message = listing(f"{part} utterances that cannot be used", [str(problem) for problem in bad])
+    def _usable_table(self, manifest: TrainingManifest) -> UtteranceTable:
+        train = manifest.table
+        if self._train_minutes is not None:
+            train = train.select(random_places(train.duration_s, 60 * self._train_minutes, self._seed))
+        problems = manifest.target_problems(train)
+        if self._check_audio:
+            problems += manifest.audio_problems(train)
+        bad = self._unusable(problems, len(train), "training")
+        return train.select(~np.isin(train.line, list(bad))) if bad else train
+
+    def _unusable(self, problems: Sequence[Problem], count: int, part: str) -> set[int]:
+        """The lines of a manifest's utterances, `count` in all, that are to be left out; they are named."""
+        if not problems:
+            return set()
+        problems = sorted(problems, key=lambda problem: problem.utterance.line)  # of texts and of audio together
+        message = listing(f"{part} utterances that cannot be used", [str(problem) for problem in problems])
         if self._on_bad == "error":
             raise TrainingDataError(f"{message}\nmend these lines, or leave them out with data.on_bad=skip")
-        usable = [utterance for utterance in utterances if id(utterance) not in unusable]
-        skipped_s = sum(u.duration_s for u in utterances) - sum(u.duration_s for u in usable)
+        skipped_s = {problem.utterance.line: problem.utterance.duration_s for problem in problems}
         logger.warning(
-            "skipped %d of %d %s utterances, %.1f s\n%s", len(unusable), len(utterances), part, skipped_s, message
+            *("skipped %d of %d %s utterances, %.1f s\n%s", len(skipped_s), count, part, sum(skipped_s.values())),
+            message,
         )
-        if not usable:
+        if len(skipped_s) == count:
             raise TrainingDataError(f"no {part} utterance is left; {message}")
-        return usable
+        return set(skipped_s)
 
     def train_dataloader(self) -> DataLoader[Example | Batch | KvartsError]:
         rank, world_size = self._share()
         place = self._place if self._sampler is None else self.state_dict()  # a loader made anew goes on
         how = (self._shuffle, self._bucketing, self._seed, rank, world_size)
-        if self._shards is None:
-            self._sampler = BucketSampler([u.duration_s for u in self.train], self._batch_size, *how)
+        if isinstance(self.train, UtteranceTable):
+            self._sampler = BucketSampler(self.train.duration_s, self._batch_size, *how)
         else:
-            self._sampler = ShardSampler(self._shards, self._batch_size, self._shard_window, *how)
+            self._sampler = ShardSampler(self.train, self._batch_size, self._shard_window, *how)
         if place is not None:
             _refuse_other_order(place.get("order", {}), self._order())
             self._sampler.load_state_dict(place)
-        if self._shards is None:
+        if isinstance(self.train, UtteranceTable):
             dataset = SpeechDataset(
                 self.train, self._augmentation, self._seed, self._cache, self._sound, self._sample_cache
             )
             return self._loader(dataset, self._sampler)
         sharded = ShardDataset(
-            self._shards,
-            self._shard_files(self._shards),
+            self.train,
+            self._shard_files(self.train),
             self._shard_window,
             self._stride,
             skip_bad=self._on_bad == "skip",
@@ -338,7 +339,7 @@ class SpeechData(pl.LightningDataModule):
         self._place = state_dict or None
 
     def _order(self) -> dict[str, Any]:
-        windows = {} if self._shards is None else {"data.shard_window": self._shard_window}
+        windows = {} if isinstance(self.train, UtteranceTable) else {"data.shard_window": self._shard_window}
         return {
             **windows,
             "seed": self._seed,
@@ -346,8 +347,8 @@ class SpeechData(pl.LightningDataModule):
             "data.shuffle": self._shuffle,
             "data.bucketing": self._bucketing,
             "number of processes": self._share()[1],
-            "number of training utterances": len(self.train if self._shards is None else self._shards),
-            "digest of the training utterances": self._digest,
+            "number of training utterances": len(self.train),
+            "digest of the training utterances": self.train.digest,
         }
 
 
@@ -390,14 +391,6 @@ def _is_no_folder(path: Path) -> bool:
         return False
 
 
-def _digest(utterances: Sequence[Utterance]) -> str:
-    """Tells training data from other training data of the same size; where the files lie does not matter."""
-    digest = hashlib.sha256()
-    for utterance in utterances:
-        digest.update(repr((utterance.utterance_id, utterance.duration_s, utterance.text)).encode())
-    return digest.hexdigest()[:16]
-
-
 def _refuse_test_rooms(rooms: set[str], held_out: Sequence[Utterance]) -> None:
     """Test rooms are never training rooms: else a score would say how well these rooms were learnt."""
     offenders = [u for u in held_out if isinstance(u.fields.get("room"), str) and u.fields["room"] in rooms]
@@ -417,21 +410,23 @@ def _refuse_other_order(then: Mapping[str, Any], now: Mapping[str, Any]) -> None
         )
 
 
-class _ErrorsAsItems(Dataset[Example | AudioError]):
+class _ErrorsAsItems(Dataset[Example | KvartsError]):
     """Errors travel as items: one raised in a worker process would arrive with its traceback for a message."""
 
     def __init__(self, dataset: SpeechDataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> Example | AudioError:
+    def __getitem__(self, draw: Draw) -> Example | KvartsError:
         try:
             return self._dataset[draw]
-        except AudioError as error:
+        except KvartsError as error:
             return error
 
 
-def _collate(items: Sequence[Example | AudioError]) -> Batch | AudioError:
-    errors = [str(item) for item in items if isinstance(item, AudioError)]
+def _collate(items: Sequence[Example | KvartsError]) -> Batch | KvartsError:
+    errors = [item for item in items if isinstance(item, KvartsError)]
+    if errors and all(isinstance(error, AudioError) for error in errors):
+        return AudioError(listing("files that could not be read", [str(error) for error in errors]))
     if errors:
-        return AudioError(listing("files that could not be read", errors))
+        return errors[0]
     return collate([item for item in items if isinstance(item, Example)])

@@ -7,6 +7,7 @@ do not depend on the number of workers, and a resumed run sees exactly what the 
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -151,7 +152,7 @@ class SpeechDataset(Dataset[Example]):
         sound: Sound | None = None,
         sample_cache: FeatureCache | None = None,
     ) -> None:
-        self.utterances = list(utterances)
+        self.utterances = utterances
         self._augmentation = augmentation
         self._seed = seed
         self._cache = cache
@@ -203,7 +204,7 @@ class BucketSampler(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        durations_s: Sequence[float],
+        durations_s: ArrayLike,
         batch_size: int,
         shuffle: bool = True,
         bucketing: bool = True,
@@ -213,11 +214,12 @@ class BucketSampler(Sampler[list[Draw]]):
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"data.batch_size is {batch_size}; it must be at least 1")
-        if len(durations_s) < world_size:
+        self._durations_s = np.asarray(durations_s, dtype=np.float64)
+        if len(self._durations_s) < world_size:
             raise ConfigError(
-                f"{len(durations_s)} utterances cannot be shared by {world_size} processes; use fewer trainer.devices"
+                f"{len(self._durations_s)} utterances cannot be shared by {world_size} processes; "
+                "use fewer trainer.devices"
             )
-        self._durations_s = list(durations_s)
         self._joint_size = batch_size * world_size
         self._shuffle = shuffle
         self._bucketing = bucketing
@@ -229,7 +231,7 @@ class BucketSampler(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on each rank."""
-        return len(self._cuts(len(self._durations_s)))
+        return len(self._starts(len(self._durations_s)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """The rest of the current epoch."""
@@ -261,40 +263,41 @@ class BucketSampler(Sampler[list[Draw]]):
             )
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
 
-    def _cuts(self, count: int) -> list[slice]:
+    def _starts(self, count: int) -> range:
         """Where an order is cut into joint batches; a rest too small for every rank joins the batch before it."""
-        starts = list(range(0, count, self._joint_size))
-        if len(starts) > 1 and count - starts[-1] < self._world_size:
-            starts.pop()
-        ends = [*starts[1:], count]
-        return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        starts = range(0, count, self._joint_size)
+        return starts[:-1] if len(starts) > 1 and count - starts[-1] < self._world_size else starts
 
-    def _joint_batches(self, epoch: int) -> Iterable[list[int]]:
-        return self._drawn(list(range(len(self._durations_s))), random.Random(f"{self._seed} {epoch}"))
+    def _joint_batches(self, epoch: int) -> Iterator[list[int]]:
+        return self._drawn(range(len(self._durations_s)), random.Random(f"{self._seed} {epoch}"))
 
-    def _drawn(self, order: list[int], draw: random.Random) -> list[list[int]]:
-        """Joint batches of some utterances."""
+    def _drawn(self, places: Iterable[int], draw: random.Random) -> Iterator[list[int]]:
+        """Joint batches of some utterances; of a million, 40 MB for a moment and 16 MB in all."""
+        order = array("q", places)
         if self._shuffle:
             draw.shuffle(order)
+        chosen = np.asarray(order)
+        starts = self._starts(len(chosen))
         if self._bucketing:
-            tilts = {i: draw.uniform(-1, 1) if self._shuffle else 0.0 for i in order}
-            batches = self._bucketed(order, tilts, _BLUR)
-            if self._padding(batches) > _MOST_PADDING:
-                batches = self._bucketed(order, tilts, _BLUR / 2)
-        else:
-            batches = [order[cut] for cut in self._cuts(len(order))]
+            tilts = np.fromiter((draw.uniform(-1, 1) if self._shuffle else 0.0 for _ in order), np.float64, len(order))
+            by_length = self._by_length(chosen, tilts, _BLUR)
+            if self._padding(by_length, starts) > _MOST_PADDING:
+                by_length = self._by_length(chosen, tilts, _BLUR / 2)
+            chosen = by_length
+        batches = array("q", range(len(starts)))
         if self._shuffle:
             draw.shuffle(batches)
-        return batches
+        ends = [*starts[1:], len(chosen)]
+        return (chosen[starts[batch] : ends[batch]].tolist() for batch in batches)
 
-    def _bucketed(self, order: list[int], tilts: dict[int, float], blur: float) -> list[list[int]]:
-        by_length = sorted(order, key=lambda i: self._durations_s[i] * (1 + blur * tilts[i]))
-        return [by_length[cut] for cut in self._cuts(len(order))]
+    def _by_length(self, places: NDArray[np.int64], tilts: NDArray[np.float64], blur: float) -> NDArray[np.int64]:
+        return places[np.argsort(self._durations_s[places] * (1 + blur * tilts), kind="stable")]
 
-    def _padding(self, batches: list[list[int]]) -> float:
+    def _padding(self, places: NDArray[np.int64], starts: range) -> float:
         """Share of padding in batches that are padded to their longest."""
-        padded_s = sum(len(batch) * max(self._durations_s[i] for i in batch) for batch in batches)
-        return 1 - sum(self._durations_s[i] for batch in batches for i in batch) / padded_s
+        durations_s = self._durations_s[places]
+        longest_s = np.maximum.reduceat(durations_s, starts)
+        return float(1 - durations_s.sum() / (longest_s @ np.diff([*starts, len(places)])))
 
 
 class ShareSampler(Sampler[list[Draw]]):
@@ -311,7 +314,7 @@ class ShareSampler(Sampler[list[Draw]]):
             raise ConfigError(
                 f"{len(durations_s)} utterances cannot be shared by {world_size} processes; use fewer trainer.devices"
             )
-        order = sorted(range(len(durations_s)), key=lambda i: durations_s[i])[rank::world_size]
+        order = np.argsort(durations_s, kind="stable")[rank::world_size].tolist()
         self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def __len__(self) -> int:
@@ -322,15 +325,10 @@ class ShareSampler(Sampler[list[Draw]]):
             yield [(0, index) for index in batch]
 
 
-def random_subset(utterances: Sequence[Utterance], duration_s: float, seed: int) -> list[Utterance]:
-    """About `duration_s` seconds of utterances, drawn at random, in manifest order; all where there are no more."""
-    order = list(range(len(utterances)))
+def random_places(durations_s: ArrayLike, wanted_s: float, seed: int) -> list[int]:
+    """Places of about `wanted_s` seconds of utterances, drawn at random, ascending; all where there are no more."""
+    lengths_s = np.asarray(durations_s, dtype=np.float64)
+    order = list(range(len(lengths_s)))
     random.Random(seed).shuffle(order)
-    chosen: list[int] = []
-    total_s = 0.0
-    for index in order:
-        if total_s >= duration_s:
-            break
-        chosen.append(index)
-        total_s += utterances[index].duration_s
-    return [utterances[index] for index in sorted(chosen)]
+    before_s = np.cumsum(lengths_s[order]) - lengths_s[order]
+    return sorted(order[: int(np.count_nonzero(before_s < wanted_s))])

@@ -67,6 +67,7 @@ class Line:
     """One line of a manifest as it was read."""
 
     number: int
+    offset: int  # of its first byte in the file
     size: int  # bytes
     utterance: Utterance | None
     error: str  # what is wrong with it and what to do, where it is none
@@ -79,18 +80,20 @@ def read_lines(path: Path) -> Iterator[Line]:
         ManifestError: the manifest cannot be read, or has no line.
     """
     is_empty = True
+    offset = 0
     try:
         # Bytes, so that lines end at \n alone: str.splitlines would also cut at U+2028 inside a text.
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
+                start, offset = offset, offset + len(raw)
                 content = (raw.removeprefix(BOM) if number == 1 else raw).strip()
                 if not content:
                     continue
                 is_empty = False
                 try:
-                    yield Line(number, len(raw), _utterance(content, path, number), "")
+                    yield Line(number, start, len(raw), utterance_of(content, path, number), "")
                 except LineError as error:
-                    yield Line(number, len(raw), None, str(error))
+                    yield Line(number, start, len(raw), None, str(error))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; check the path") from None
     except IsADirectoryError:
@@ -116,7 +119,12 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 raise OutputError(f"{path}:{number}: could not be written as JSON: {error}") from error
 
 
-def _utterance(content: bytes, manifest: Path, line: int) -> Utterance:
+def utterance_of(content: bytes, manifest: Path, line: int) -> Utterance:
+    """The utterance that a line holds.
+
+    Raises:
+        LineError: it holds none.
+    """
     row = json_object(content)
     audio_filepath = field_of(row, "audio_filepath", str, "a string")
     if not audio_filepath.strip() or "\0" in audio_filepath:
