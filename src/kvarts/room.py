@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--picture", type=Path, metavar="PNG", help="draw the decays of energy")
     measure.add_argument("--overwrite", action="store_true", help="replace the room folder's lists")
     sweep = commands.add_parser("sweep", help="write the sweep to be played")
-    sweep.description = "Writes a sine that rises from 60 Hz to 7.8 kHz, 16 bits at 48 kHz, with silence around."
+    sweep.description = "Writes a sine that rises from 60 Hz to 7.8 kHz, 16 bits at 48 kHz."
     sweep.add_argument(
         "-o", "--output", type=Path, default=Path("sweep.wav"), metavar="FILE", help="default: sweep.wav"
     )
