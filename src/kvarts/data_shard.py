@@ -19,24 +19,29 @@ KEY of the shard's first utterance, the number of those before it; "seconds" is 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import re
 import tarfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from kvarts.checks import check_audio, check_targets
+import numpy as np
+
 from kvarts.errors import AudioError, ConfigError, OutputError, TrainingDataError, listing
-from kvarts.files import atomic_text_writer, atomic_writer, digest_of, sha256_of, write_error
-from kvarts.manifest import Utterance, read_manifest
+from kvarts.files import atomic_text_writer, atomic_writer, cache_dir, sha256_of, write_error
+from kvarts.manifest import Utterance
 from kvarts.progress import progress_bar, run_ahead
+from kvarts.utterance_table import TrainingManifest, UtteranceTable
 
 INDEX: Final = "index.jsonl"
 FORMAT: Final = 1
@@ -68,7 +73,6 @@ class _Member:
     number: int
     utterance: Utterance
     audio_bytes: int
-    touched_ns: int
 
     @property
     def suffix(self) -> str:
@@ -111,7 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.shard_mb < float("inf"):
         raise ConfigError(f"--shard-mb {args.shard_mb:g}: must be a number above 0")
-    utterances = _usable(read_manifest(args.manifest), args.on_bad)
+    home = cache_dir()
+    utterances = _usable(TrainingManifest(args.manifest, _STRIDE, home and home / "manifests"), args.on_bad)
     shards = write_shards(utterances, args.output, round(args.shard_mb * 2**20), args.shuffle_seed)
     print(
         f"{args.output / INDEX}: {len(shards)} shards, {sum(shard.utterances for shard in shards)} utterances, "
@@ -120,18 +125,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _usable(utterances: list[Utterance], on_bad: str) -> list[Utterance]:
-    problems = [*check_targets(utterances, _STRIDE), *check_audio(utterances)]
+def _usable(manifest: TrainingManifest, on_bad: str) -> UtteranceTable:
+    table = manifest.table
+    problems = [*manifest.target_problems(table), *manifest.audio_problems(table)]
     problems.sort(key=lambda problem: problem.utterance.line)
     if not problems:
-        return utterances
+        return table
     message = listing("utterances that cannot be trained on", [str(problem) for problem in problems])
     bad = {problem.utterance.line for problem in problems}
-    usable = [utterance for utterance in utterances if utterance.line not in bad]
-    if on_bad == "error" or not usable:
+    if on_bad == "error" or len(bad) == len(table):
         raise TrainingDataError(f"{message}\nmend these lines, or leave them out with --on-bad skip")
-    print(f"left out {len(bad)} of {len(utterances)} utterances; {message}")
-    return usable
+    print(f"left out {len(bad)} of {len(table)} utterances; {message}")
+    return table.select(~np.isin(table.line, list(bad)))
 
 
 def write_shards(utterances: Sequence[Utterance], folder: Path, shard_bytes: int, seed: int) -> list[ShardEntry]:
@@ -149,23 +154,23 @@ def write_shards(utterances: Sequence[Utterance], folder: Path, shard_bytes: int
         AudioError: an audio file is gone, or was changed while this ran.
         OutputError: the folder has other shards, the disk is full, or the place is not writable.
     """
-    members = list(_members(utterances, seed))
-    source = _source(members, shard_bytes, seed)
-    finished = _finished(folder, source)
+    plan = _plan(utterances, shard_bytes, seed)
+    finished = _finished(folder, plan.source)
     shards: list[ShardEntry] = []
     with (
-        _journal(folder / _JOURNAL, source, finished.values()) as note,
-        progress_bar("shards", sum(member.audio_bytes for member in members)) as advance,
+        _journal(folder / _JOURNAL, plan.source, finished.values()) as note,
+        progress_bar("shards", sum(plan.audio_bytes)) as advance,
     ):
-        for number, chosen in enumerate(_cut(members, shard_bytes)):
+        for number, (start, end) in enumerate(pairwise(plan.bounds)):
             path = folder / f"shard-{number:06d}.tar"
             entry = finished.get(path.name)
             if entry is None or not _has_size(path, entry.size):
-                entry = _write_shard(path, chosen)
+                chosen = (_Member(k, utterances[plan.order[k]], plan.audio_bytes[k]) for k in range(start, end))
+                entry = _write_shard(path, list(chosen))
                 note(entry)
             shards.append(entry)
-            advance(sum(member.audio_bytes for member in chosen))
-    write_index(folder / INDEX, shards, seed, source)
+            advance(sum(plan.audio_bytes[start:end]))
+    write_index(folder / INDEX, shards, seed, plan.source)
     (folder / _JOURNAL).unlink()
     return shards
 
@@ -191,35 +196,38 @@ def entry_of(row: dict[str, Any]) -> ShardEntry:
     return ShardEntry(str(row["name"]), int(row["bytes"]), int(row["utterances"]), float(row["seconds"]), line)
 
 
-def _members(utterances: Sequence[Utterance], seed: int) -> Iterator[_Member]:
-    order = list(utterances)
+@dataclass(frozen=True)
+class _Plan:
+    """What goes where: 16 bytes an utterance."""
+
+    order: array[int]  # places of utterances, shuffled
+    audio_bytes: array[int]  # in that order
+    bounds: list[int]  # of the shards, in that order
+    source: str  # tells this set of shards from another before it is written
+
+
+def _plan(utterances: Sequence[Utterance], shard_bytes: int, seed: int) -> _Plan:
+    """Each shard takes as many utterances, in the shuffled order, as fit."""
+    order = array("q", range(len(utterances)))
     random.Random(seed).shuffle(order)
-    for number, utterance in enumerate(order):
+    audio_bytes: array[int] = array("q")
+    bounds, total = [0], 0
+    source = hashlib.sha256(f"{FORMAT} {shard_bytes} {seed}\n".encode())
+    for number, place in enumerate(order):
+        utterance = utterances[place]
         try:
             status = utterance.audio_path.stat()
         except OSError as error:
             raise AudioError(f"{utterance.where}: {utterance.audio_path}: {error.strerror or error}") from None
-        yield _Member(number, utterance, status.st_size, status.st_mtime_ns)
-
-
-def _source(members: Sequence[_Member], shard_bytes: int, seed: int) -> str:
-    """Tells one set of shards from another before it is written."""
-    parts = (f"{member.row().decode()}{member.audio_bytes} {member.touched_ns}" for member in members)
-    return digest_of(f"{FORMAT} {shard_bytes} {seed}", *parts)
-
-
-def _cut(members: Sequence[_Member], shard_bytes: int) -> Iterator[list[_Member]]:
-    """Members of each shard, in order, as many as fit."""
-    chosen: list[_Member] = []
-    total = 0
-    for member in members:
+        member = _Member(number, utterance, status.st_size)
+        source.update(member.row() + f"{status.st_size} {status.st_mtime_ns}\n".encode())
         size = member.tar_bytes()
-        if chosen and total + size + tarfile.RECORDSIZE > shard_bytes:
-            yield chosen
-            chosen, total = [], 0
-        chosen.append(member)
+        if number > bounds[-1] and total + size + tarfile.RECORDSIZE > shard_bytes:
+            bounds.append(number)
+            total = 0
         total += size
-    yield chosen
+        audio_bytes.append(status.st_size)
+    return _Plan(order, audio_bytes, [*bounds, len(order)], source.hexdigest()[:12])
 
 
 def _finished(folder: Path, source: str) -> dict[str, ShardEntry]:
