@@ -179,6 +179,16 @@ def test_decoders(tmp_path: Path) -> None:
     assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_starts_on_a_large_manifest(tmp_path: Path, data: Path) -> None:
+    manifest = data / "train_opus" / "manifest.jsonl"
+    run("start.py", "--manifest", manifest, "--lines", "20000", "--json", tmp_path / "start.json")
+    figures = json.loads((tmp_path / "start.json").read_text())
+    first, second = figures["first"], figures["second"]
+    assert figures["lines"] == 20_000
+    assert 0 < second["of_it_manifest_s"] < first["of_it_manifest_s"] < first["first_batch_s"]  # it was kept
+    assert 100 < second["peak_rss_mb"] < 2000
+
+
 def test_depthwise_convolutions() -> None:
     rows = run("depthwise.py", "--batch", "1", "--frames", "9", "--repeats", "1").splitlines()
     assert [row.split()[0] for row in rows[2:]] == ["float32"] * 6 + ["bfloat16"] * 6
