@@ -1,4 +1,4 @@
-"""How soon a training on a large manifest has its first batch, and in how much memory: at its first start and its second.
+"""How soon a training on a large manifest has its first batch, and in how much memory: first start and second.
 
     python benchmarks/start.py [--manifest M] [--lines 1000000] [--json FILE]
 
@@ -61,10 +61,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--manifest", str(manifest), "--start"]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             figures = result[name] = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"{name} start: first batch after {figures['first_batch_s']:.1f} s, {figures['of_it_manifest_s']:.1f} s "
-                f"of it for the manifest, {figures['peak_rss_mb']:.0f} MB"
-            )
+            first_s, of_it_s, peak_mb = figures.values()
+            print(f"{name} start: first batch after {first_s:.1f} s, {of_it_s:.1f} s of it for the manifest", end="")
+            print(f", {peak_mb:.0f} MB")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
