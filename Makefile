@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,7 +14,8 @@ INSTALLED := $(VENV)/installed
 help:
 	@echo 'make train    trains on the speech in sample/ (or ./data), ends with a table of WER and CER and the paths of'
 	@echo '              the checkpoint and of the curve; ARGS adds settings: make train ARGS="trainer.max_steps=300"'
-	@echo 'make test     style, types and all tests; ARGS goes to pytest: make test ARGS="-k features"'
+	@echo 'make test     style, types and all tests, in two processes; ARGS goes to pytest: make test ARGS="-k features";'
+	@echo '              JOBS=8 takes eight processes of a thread each, JOBS=0 one'
 	@echo 'make lint     style and types only'
 	@echo 'make install  only what the others do first: the versions in constraints.txt into $(VENV), once'
 	@echo 'make clean    removes $(VENV) and caches; keeps logs/ and data/'
@@ -26,7 +28,7 @@ train: $(INSTALLED)
 	$(RUN) main.py +experiment=overfit $(ARGS)
 
 test: lint
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses $(JOBS) $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check

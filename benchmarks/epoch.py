@@ -1,6 +1,7 @@
 """An epoch of real opus files through the trainer: Kvarts against the course's pipeline, in turn.
 
     python benchmarks/epoch.py [--device cuda] [--data DIR] [--batch 16] [--rounds 3] [--json FILE]
+                               [--precision fp32 bf16]
 
 Both train QuartzNet5x5 by Lightning on the same manifest with the same batch size, CTC, clipping and Adam. The course's
 pipeline decodes every file anew, takes the utterances as they come, pads them with zeros, and runs the plain conv1d
@@ -18,7 +19,6 @@ from pathlib import Path
 
 from workers import Worker, medians, parser_of, serve
 
-VARIANTS = ("plain_fp32", "ours_fp32", "ours_bf16")
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 
 
@@ -112,23 +112,25 @@ def main() -> None:
     parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--data", type=Path, default=SAMPLE, help="folder with train_opus/manifest.jsonl")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="of ours")
     args = parser.parse_args()
     if args.worker:
         work(args)
         return
-    workers = {variant: Worker(variant) for variant in VARIANTS}
+    variants = ["plain_fp32", *(f"ours_{precision}" for precision in args.precision)]
+    workers = {variant: Worker(variant) for variant in variants}
     first_s = {variant: worker.ask("seconds") for variant, worker in workers.items()}
     median_s = medians(workers, args.rounds)
     result = {
-        **{f"ratio_{name[5:]}": median_s["plain_fp32"] / median_s[name] for name in VARIANTS[1:]},
-        **{f"ratio_first_epoch_{name[5:]}": first_s["plain_fp32"] / first_s[name] for name in VARIANTS[1:]},
+        **{f"ratio_{name[5:]}": median_s["plain_fp32"] / median_s[name] for name in variants[1:]},
+        **{f"ratio_first_epoch_{name[5:]}": first_s["plain_fp32"] / first_s[name] for name in variants[1:]},
         **{f"epoch_s_{name}": seconds for name, seconds in median_s.items()},
         **{f"peak_rss_mb_{name}": worker.ask("memory") for name, worker in workers.items()},
         "batch": args.batch,
         "device": args.device,
     }
     print(f"{'':11}{'epoch s':>8}{'ratio':>8}{'first epoch':>12}{'peak MB':>9}")
-    for name in VARIANTS:
+    for name in variants:
         ratios = [median_s["plain_fp32"] / median_s[name], first_s["plain_fp32"] / first_s[name]]
         print(f"{name:11}{median_s[name]:8.2f}{ratios[0]:8.2f}{ratios[1]:12.2f}{result[f'peak_rss_mb_{name}']:9.0f}")
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -10,16 +11,18 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,18 +35,20 @@ import torch
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import kvarts.shards
 import small_run
 from kvarts.audio import read_audio
 from kvarts.cli import main
-from kvarts.data_shard import INDEX, write_shards
+from kvarts.data_shard import INDEX, UTTERANCE_COLUMNS, entry_of, write_index, write_shards
 from kvarts.datamodule import SpeechData
 from kvarts.dataset import Batch, BucketSampler, Draw
 from kvarts.errors import AudioError, ConfigError, DownloadError, KvartsError, ManifestError, TrainingDataError
 from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
 from kvarts.manifest import Utterance, read_manifest, write_manifest
+from kvarts.model import QuartzNetCTC
 from kvarts.shards import ShardFiles, ShardIndex, ShardSampler, is_index, read_index, shard_order
 from kvarts.specaugment import SpecAugment
 
@@ -72,8 +77,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of six shards of different sizes."""
     folder = tmp_path_factory.mktemp("shards")
-    index = write_shards(read_manifest(manifest), folder, SHARD_BYTES, seed=0)
-    counts = [shard["utterances"] for shard in index["shards"]]
+    counts = [shard.utterances for shard in write_shards(read_manifest(manifest), folder, SHARD_BYTES, seed=0)]
     assert len(counts) == 6
     assert len(set(counts)) > 2
     return folder / INDEX
@@ -91,6 +95,12 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     return lambda: [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No audio is decoded: checksums stand before that, and it would take most of the time."""
+    monkeypatch.setattr(kvarts.shards, "_decoded", lambda *_: np.zeros((400, 64), np.float32))
+
+
 def copied(shards: Path, folder: Path) -> Path:
     files = list(shards.parent.iterdir())
     folder.mkdir()
@@ -99,14 +109,19 @@ def copied(shards: Path, folder: Path) -> Path:
     return folder / INDEX
 
 
+def rows_of(index: Path) -> list[dict[str, Any]]:
+    """The header and the lines of shards."""
+    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+
+
 # -------------------------------------------------------------------------------------------------- what is written
 
 
 def test_a_shard_holds_files_and_rows_as_they_were(manifest: Path, shards: Path) -> None:
     by_id = {utterance.utterance_id: utterance for utterance in read_manifest(manifest)}
-    content = json.loads(shards.read_text(encoding="utf-8"))
+    header, *entries = rows_of(shards)
     seen: list[str] = []
-    for entry in content["shards"]:
+    for entry in entries:
         path = shards.parent / entry["name"]
         data = path.read_bytes()
         assert len(data) == entry["bytes"] <= SHARD_BYTES
@@ -135,13 +150,13 @@ def test_a_shard_holds_files_and_rows_as_they_were(manifest: Path, shards: Path)
         assert entry["seconds"] == pytest.approx(seconds)
     assert sorted(seen) == sorted(by_id)
     assert seen != list(by_id), "not shuffled"
-    assert (content["utterances"], content["shuffle_seed"]) == (COUNT, 0)
-    assert content["seconds"] == pytest.approx(sum(utterance.duration_s for utterance in by_id.values()))
+    assert (header["kvarts_shards"], header["shards"], header["utterances"]) == (1, 6, COUNT)
+    assert header["shuffle_seed"] == 0
+    assert header["seconds"] == pytest.approx(sum(utterance.duration_s for utterance in by_id.values()))
 
 
 def test_webdataset_reads_them(shards: Path) -> None:
-    index = json.loads(shards.read_text(encoding="utf-8"))
-    urls = [str(shards.parent / entry["name"]) for entry in index["shards"]]
+    urls = [str(shards.parent / entry["name"]) for entry in rows_of(shards)[1:]]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(COUNT)]
     for sample in samples:
@@ -173,8 +188,8 @@ def test_the_bytes_depend_on_the_utterances_and_the_seed_alone(manifest: Path, s
 
 
 def test_an_utterance_larger_than_a_shard_has_one_of_its_own(manifest: Path, tmp_path: Path) -> None:
-    index = write_shards(read_manifest(manifest), tmp_path, 1, seed=0)
-    assert [shard["utterances"] for shard in index["shards"]] == [1] * COUNT
+    written = write_shards(read_manifest(manifest), tmp_path, 1, seed=0)
+    assert [shard.utterances for shard in written] == [1] * COUNT
 
 
 _KILLED = """
@@ -262,13 +277,14 @@ def test_mistakes_of_the_command(manifest: Path, tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "left out 3 of 4 utterances" in printed
     assert "bad.jsonl:3: " in printed
-    assert json.loads((out / INDEX).read_text())["utterances"] == 1
+    assert rows_of(out / INDEX)[0]["utterances"] == 1
 
     assert f"{out}: has shards of other utterances" in fails(manifest, "-o", out)
     (out / INDEX).unlink()
     assert f"{out}: has shards of other utterances" in fails(manifest, "-o", out)
-    (out / INDEX).write_text("{}")
-    assert f"{out}: its index cannot be read" in fails(manifest, "-o", out)
+    for content in ("", "{", "{}", "[]", '{"source": "x"}\n{"name": 1}\n', "\xff"):
+        (out / INDEX).write_text(content, encoding="latin-1")
+        assert f"{out / INDEX}: cannot be read" in fails(manifest, "-o", out)
 
 
 def test_audio_that_changes_meanwhile_is_noticed(
@@ -300,7 +316,8 @@ def index_of(counts: list[int], durations_s: list[float]) -> ShardIndex:
         audio_offset=zeros,
         audio_bytes=zeros,
         audio_crc32=zeros,
-        audio_suffix=["opus"] * count,
+        audio_suffix=zeros,
+        suffixes=["opus"],
     )
 
 
@@ -430,18 +447,21 @@ def ids(batch: Batch) -> list[str]:
     return [utterance.utterance_id for utterance in batch.utterances]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_ranks_and_workers_share_an_epoch(world_size: int, manifest: Path, shards: Path) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 1), (2, 3), (3, 2), (4, 1)])
+def test_ranks_and_workers_share_an_epoch(
+    world_size: int, workers: int, manifest: Path, shards: Path, undecoded: None
+) -> None:
     wanted = sorted(utterance.utterance_id for utterance in read_manifest(manifest))
-    shares: dict[int, list[list[list[str]]]] = {}
-    for workers in range(4):
-        shares[workers] = [
-            [ids(batch) for batch in batches_of(data_of(shards, manifest, rank, world_size, num_workers=workers))]
+    alone, shared = (
+        [
+            [ids(batch) for batch in batches_of(data_of(shards, manifest, rank, world_size, num_workers=count))]
             for rank in range(world_size)
         ]
-        assert sorted(itertools.chain(*itertools.chain(*shares[workers]))) == wanted
-        assert len({len(share) for share in shares[workers]}) == 1, "ranks that take different numbers of steps"
-        assert shares[workers] == shares[0], "workers have a say in the order"
+        for count in (0, workers)
+    )
+    assert sorted(itertools.chain(*itertools.chain(*shared))) == wanted
+    assert len({len(share) for share in shared}) == 1, "ranks that take different numbers of steps"
+    assert shared == alone, "workers have a say in the order"
 
 
 def test_an_example_is_that_of_the_file(manifest: Path, shards: Path, tmp_path: Path) -> None:
@@ -486,7 +506,7 @@ def test_augmentation_does_not_depend_on_workers(manifest: Path, shards: Path) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_loaders_go_on(workers: int, manifest: Path, shards: Path) -> None:
+def test_resumed_loaders_go_on(workers: int, manifest: Path, shards: Path, undecoded: None) -> None:
     whole = data_of(shards, manifest, num_workers=workers)
     wanted = [ids(batch) for _ in range(3) for batch in batches_of(whole)]
     stopped = data_of(shards, manifest)
@@ -593,13 +613,13 @@ def test_a_server_gives_what_a_folder_gives(manifest: Path, shards: Path, server
     wanted = [ids(batch) for _ in range(2) for batch in batches_of(local)]
     data = data_of(server.index, manifest, shard_dir=str(tmp_path / "kept"), num_workers=2)
     assert [ids(batch) for _ in range(2) for batch in batches_of(data)] == wanted
-    entries = json.loads(shards.read_text())["shards"]
+    entries = rows_of(shards)[1:]
     assert server.requests == Counter({INDEX: 1, **{entry["name"]: 1 for entry in entries}}), "fetched more than once"
     kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.tar")}
     assert kept == {f"{e['sha256']}.tar": (shards.parent / e["name"]).read_bytes() for e in entries}
 
 
-def test_ranks_of_a_machine_fetch_a_shard_once(manifest: Path, server: Server, tmp_path: Path) -> None:
+def test_ranks_of_a_machine_fetch_a_shard_once(manifest: Path, server: Server, tmp_path: Path, undecoded: None) -> None:
     ranks = [
         batches_of(data_of(server.index, manifest, rank, 2, shard_dir=str(tmp_path / "kept"), num_workers=2))
         for rank in range(2)
@@ -656,10 +676,10 @@ def test_addresses_have_any_letters(server: Server) -> None:
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(DownloadError, match=r"http://127.0.0.1:9/index.json: .*refused.*, 4 times"):
-        read_index("http://127.0.0.1:9/index.json")
-    with pytest.raises(DownloadError, match=r"http://\[x/index.json: .*check the address"):
-        read_index("http://[x/index.json")
+    with pytest.raises(DownloadError, match=r"http://127.0.0.1:9/index.jsonl: .*refused.*, 4 times"):
+        read_index("http://127.0.0.1:9/index.jsonl")
+    with pytest.raises(DownloadError, match=r"http://\[x/index.jsonl: .*check the address"):
+        read_index("http://[x/index.jsonl")
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "flipped"])
@@ -667,7 +687,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_damaged_shard_is_named_or_left_out_and_counted(
     harm: str, remote: bool, manifest: Path, server: Server, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
-    whole = json.loads((server.folder / INDEX).read_text())["shards"][2]
+    whole = rows_of(server.folder / INDEX)[3]
     path = server.folder / "shard-000002.tar"
     whole_content = path.read_bytes()
     content = bytearray(whole_content)
@@ -773,16 +793,16 @@ def test_the_folder_of_shards_is_bounded(server: Server, tmp_path: Path) -> None
         return {index.shards[shard].sha256 for shard in shards}
 
     for shard in range(3):
-        files.look_ahead(kept=[], soon=[shard])
+        files.look_ahead([], [shard], [])
         files.read(shard, 0, 1)
         os.utime(folder / f"{index.shards[shard].sha256}.tar", (now_s + shard, now_s + shard))
     assert there() == {"a" * 64} | digests(0, 1, 2), "what nobody used for a day goes first, what is used stays"
-    files.look_ahead(kept=[2], soon=[3])
+    files.look_ahead([2], [3], [])
     assert files.read(3, 257, 5) == b"ustar"
     assert there() == {"a" * 64} | digests(0, 2, 3), "what was used last is needed last"
     # What is needed is kept, even if it is too much.
     files = ShardFiles(index, folder, 1)
-    files.look_ahead(kept=[4], soon=[5])
+    files.look_ahead([4], [5], [])
     for shard in (4, 5):
         files.read(shard, 0, 1)
     assert there() == {"a" * 64} | digests(4, 5)
@@ -790,6 +810,26 @@ def test_the_folder_of_shards_is_bounded(server: Server, tmp_path: Path) -> None
     files = ShardFiles(index, folder, 2**30)
     (folder / f"{index.shards[4].sha256}.tar").unlink()
     assert files.read(4, 257, 5) == b"ustar"
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut short", "empty"])
+def test_what_this_disk_damaged_is_fetched_again(
+    harm: str, manifest: Path, server: Server, tmp_path: Path, undecoded: None, warnings: Callable[[], list[str]]
+) -> None:
+    kept = tmp_path / "kept"
+    assert len(list(batches_of(data_of(server.index, manifest, shard_dir=str(kept))))) > 0
+    path = max(kept.glob("*.tar"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if harm == "flipped":
+        for place in range(0, len(content), 512):
+            content[place] ^= 1
+    path.write_bytes({"flipped": content, "cut short": content[:700], "empty": b""}[harm])
+    got, _ = delivered(server.index, manifest, shard_dir=str(kept))
+    assert len(got) == COUNT
+    assert [message for message in warnings() if "damaged" in message] == [
+        f"{path}: was damaged on this disk; it is fetched again"
+    ]
+    assert sorted(count for name, count in server.requests.items() if name != INDEX) == [1, 1, 1, 1, 1, 2]
 
 
 def test_a_folder_that_cannot_be_made(server: Server, manifest: Path, tmp_path: Path) -> None:
@@ -803,8 +843,8 @@ def test_a_folder_that_cannot_be_made(server: Server, manifest: Path, tmp_path: 
 
 
 def test_what_is_an_index() -> None:
-    assert all(map(is_index, ("index.json", "/a/index.json", "http://x/i.json", "s3://b/k/index.json")))
-    assert not any(map(is_index, ("manifest.jsonl", "train_manifest.json", "/index.json/manifest.jsonl")))
+    assert all(map(is_index, ("index.jsonl", "/a/index.jsonl", "http://x/i.json", "s3://b/k/index.jsonl")))
+    assert not any(map(is_index, ("manifest.jsonl", "train_index.jsonl", "/index.jsonl/manifest.jsonl")))
 
 
 def test_other_file_systems(manifest: Path, shards: Path, tmp_path: Path) -> None:
@@ -812,76 +852,421 @@ def test_other_file_systems(manifest: Path, shards: Path, tmp_path: Path) -> Non
     for path in shards.parent.iterdir():
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     wanted = [ids(batch) for batch in batches_of(data_of(shards, manifest))]
-    data = data_of("memory://bucket/index.json", manifest, shard_dir=str(tmp_path), num_workers=1)
+    data = data_of("memory://bucket/index.jsonl", manifest, shard_dir=str(tmp_path), num_workers=1)
     assert [ids(batch) for batch in batches_of(data)] == wanted
     assert [ids(batch) for batch in batches_of(data_of(f"file://{shards}", manifest))] == wanted
-    with pytest.raises(ManifestError, match=r"memory://bucket/none.json: no such index"):
-        read_index("memory://bucket/none.json")
+    with pytest.raises(ManifestError, match=r"memory://bucket/none.jsonl: no such index"):
+        read_index("memory://bucket/none.jsonl")
     memory.rm("/bucket/shard-000000.tar")
     with pytest.raises(KvartsError, match=r"memory://bucket/shard-000000.tar: no such file"):
-        list(batches_of(data_of("memory://bucket/index.json", manifest, shard_dir=str(tmp_path / "other"))))
+        list(batches_of(data_of("memory://bucket/index.jsonl", manifest, shard_dir=str(tmp_path / "other"))))
+
+
+def test_an_s3_server(manifest: Path, shards: Path, tmp_path: Path, undecoded: None) -> None:
+    """Needs a bucket to write to, say of moto: KVARTS_TEST_S3=s3://bucket FSSPEC_S3_ENDPOINT_URL=http://127.0.0.1:5000"""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    if "KVARTS_TEST_S3" not in os.environ:
+        pytest.skip("no S3 server: KVARTS_TEST_S3=s3://bucket names none")
+    base = f"{os.environ['KVARTS_TEST_S3']}/{time.time_ns()}"
+    files, root = fsspec.url_to_fs(base)
+    for path in shards.parent.iterdir():
+        files.pipe(f"{root}/{path.name}", path.read_bytes())
+    wanted = [ids(batch) for batch in batches_of(data_of(shards, manifest))]
+    for workers in (0, 2):
+        data = data_of(f"{base}/{INDEX}", manifest, shard_dir=str(tmp_path / str(workers)), num_workers=workers)
+        assert [ids(batch) for batch in batches_of(data)] == wanted
+    with pytest.raises(ManifestError, match="no such index; check the path"):
+        read_index(f"{base}/none/{INDEX}")
+    lost = rows_of(shards)[3]
+    files.rm(f"{root}/{lost['name']}")
+    got, left_out = delivered(f"{base}/{INDEX}", manifest, shard_dir=str(tmp_path / "lost"), on_bad="skip")
+    assert (len(got), len(left_out)) == (COUNT - lost["utterances"], lost["utterances"])
+    assert all(f"{base}/{lost['name']}: no such file; copy it there again" in line for line in left_out)
+    files.rm(root, recursive=True)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"abc://.*cannot be read.*pip install fsspec"):
-        read_index("abc://bucket/index.json")
+        read_index("abc://bucket/index.jsonl")
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(ConfigError, match=r"data.train_manifest=s3://bucket/index.json.*pip install fsspec s3fs"):
-        read_index("s3://bucket/index.json")
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # what was loaded before
+    with pytest.raises(ConfigError, match=r"data.train_manifest=s3://bucket/index.jsonl.*pip install fsspec s3fs"):
+        read_index("s3://bucket/index.jsonl")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ConfigError, match="pip install fsspec s3fs"):
-        read_index("s3://bucket/index.json")
+        read_index("s3://bucket/index.jsonl")
 
 
-def edited(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    first, *others = content["shards"]
-    return {**content, "shards": [{**first, **changes}, *others]}
+def put(**changes: Any) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda rows: rows[1].update(changes)
+
+
+def each(name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """One of the first shard's utterances has another value, the last."""
+    return lambda rows: rows[1][name].__setitem__(-1, value)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: [], "TypeError"),
-        (lambda content: {}, "kvarts_shards"),
-        (lambda content: {**content, "kvarts_shards": 2}, "its format is 2, this version reads 1"),
-        (lambda content: {**content, "shards": []}, "no utterances"),
-        (lambda content: edited(content, name="../x.tar"), r"a shard is called '../x.tar'"),
-        (lambda content: edited(content, sha256="../x"), "SHA-256 '../x'"),
-        (lambda content: edited(content, json_crc32=[1]), "shard-000000.tar has lists of different lengths"),
-        (lambda content: edited(content, bytes=100), "a member lies outside its shard"),
-        (lambda content: edited(content, json_offset=[-1] * content["shards"][0]["utterances"]), "outside"),
-        (lambda content: edited(content, duration_s=[0.0] * content["shards"][0]["utterances"]), "duration"),
-        (lambda content: edited(content, json_crc32=["x"] * content["shards"][0]["utterances"]), "ValueError"),
+        (lambda rows: rows.clear(), r":1: no index of shards, .*; write one with kvarts data shard"),
+        (lambda rows: rows.__setitem__(0, []), r":1: no index of shards, a list, not an object"),
+        (lambda rows: rows.__setitem__(0, {}), r':1: no index of shards, "kvarts_shards" is missing'),
+        (lambda rows: rows[0].update(kvarts_shards=2), ":1: no index of shards, its format is 2, this version reads 1"),
+        (lambda rows: rows[0].update(utterances="7"), ':1: no index of shards, "utterances" is a string'),
+        (
+            lambda rows: rows.__delitem__(slice(1, None)),
+            ": the header counts 6 shards with 23 .* lines 0 shards with 0 ",
+        ),
+        (
+            lambda rows: rows[:] and rows.__setitem__(slice(None), [{**rows[0], "shards": 0, "utterances": 0}]),
+            "has no u",
+        ),
+        (lambda rows: rows.pop(), ": the header counts 6 shards with 23 utterances, the lines 5 shards with "),
+        (lambda rows: rows.pop(1), r":2: shard-000001.tar begins with utterance \d, not 0, so lines are missing"),
+        (lambda rows: rows.insert(1, rows.pop(2)), r":2: shard-000001.tar begins with utterance \d, not 0"),
+        (lambda rows: rows.insert(1, rows[1]), r":3: shard-000000.tar begins with utterance 0, not \d"),
+        (put(first=-1), r":2: .*begins with utterance -1, not 0"),
+        (put(name="../x.tar"), ":2: a shard is called '../x.tar'"),
+        (put(sha256="../x"), "SHA-256 '../x'"),
+        (put(json_crc32=[1]), r'shard-000000.tar: "json_crc32" has 1 entries for \d utterances'),
+        (put(json_crc32="1111"), '"json_crc32" is a string'),
+        (put(utterances=True), '"utterances" is true or false'),
+        (put(bytes=100), "shard-000000.tar: a member lies outside it"),
+        (put(seconds=1.0), '"seconds" is not the sum'),
+        (each("json_offset", -1), "a member lies outside it"),
+        (each("audio_bytes", -1), "a member lies outside it"),
+        (each("audio_offset", 2**63 - 2), "a member lies outside it"),
+        (each("audio_offset", 2**64 - 2), '"audio_offset" has what is no whole number'),
+        (each("audio_offset", 2**65), '"audio_offset" has what is no whole number'),
+        (each("audio_offset", 1.5), '"audio_offset" has what is no whole number'),
+        (each("json_crc32", "x"), '"json_crc32" has what is no whole number'),
+        (each("json_crc32", [1]), '"json_crc32" has what is no whole number'),
+        (each("json_crc32", None), '"json_crc32" has what is no whole number'),
+        (each("duration_s", 0.0), 'a "duration_s" is no number above 0'),
+        (each("duration_s", "x"), '"duration_s" has what is no number'),
+        (each("duration_s", 77.0), '"seconds" is not the sum'),
+        (each("audio_suffix", ["opus"]), 'an "audio_suffix" is not one of a file'),
+        (each("audio_suffix", "/x"), 'an "audio_suffix" is not one of a file'),
     ],
 )
 def test_what_is_no_index(change: Callable[[Any], Any], words: str, shards: Path, tmp_path: Path) -> None:
     path = tmp_path / INDEX
-    path.write_text(json.dumps(change(json.loads(shards.read_text()))))
+    rows = rows_of(shards)
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ManifestError, match=words) as caught:
         read_index(str(path))
-    assert str(caught.value).startswith(f"{path}: no index of shards")
-    assert "\n" not in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}:")
+    assert "kvarts data shard" in lines[-1]
+
+
+def test_every_bad_line_of_an_index_is_named(shards: Path, tmp_path: Path) -> None:
+    lines = shards.read_bytes().splitlines()
+    lines[2], lines[5] = b'{"name": "cut', b"\xff"
+    (tmp_path / INDEX).write_bytes(b"\n".join([*lines, b""]))
+    with pytest.raises(ManifestError) as caught:
+        read_index(str(tmp_path / INDEX))
+    said = str(caught.value).splitlines()
+    assert said[0] == f"{tmp_path / INDEX}: bad lines (2):"
+    assert [line.partition(";")[0] for line in said[1:]] == [
+        f"{tmp_path / INDEX}:3: broken JSON (Unterminated string starting at, column 10)",
+        f"{tmp_path / INDEX}:6: not UTF-8 (byte 1 of the line)",
+    ]
+
+
+def test_an_index_is_read_in_any_pieces(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    content = b"\n".join([*shards.read_bytes().splitlines(), b"", b"  "])  # blank lines, no line end
+    memory.pipe("/pieces/index.jsonl", content)
+    wanted = read_index(str(shards))
+    for size in (1, 7, 4096, len(content)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kvarts.shards, "_CHUNK_BYTES", size)
+            index = read_index("memory://pieces/index.jsonl")
+        assert index.shards == wanted.shards
+        assert index.suffixes == wanted.suffixes
+        for name in ("shard", "number", *UTTERANCE_COLUMNS):
+            assert (getattr(index, name) == getattr(wanted, name)).all()
+
+
+def test_a_large_index_takes_little_memory(tmp_path: Path) -> None:
+    """80 bytes an utterance, where lists of Python's numbers would take 350, and a line at a time."""
+    count = 1000
+    columns: dict[str, list[Any]] = {name: [1000 + n for n in range(count)] for name in UTTERANCE_COLUMNS}
+    columns |= {"audio_suffix": ["opus"] * count}
+    row = {"bytes": 10**6, "sha256": "0" * 64, "utterances": count, "seconds": float(sum(columns["duration_s"]))}
+    entries = [
+        entry_of({**row, **columns, "name": f"shard-{number:06d}.tar", "first": number * count}) for number in range(40)
+    ]
+    write_index(tmp_path / INDEX, entries, 0, "")
+    tracemalloc.start()
+    try:
+        index = read_index(str(tmp_path / INDEX))
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 40_000
+    assert kept < 80 * len(index)
+    assert peak < 120 * len(index)
 
 
 def test_no_index_there(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x").write_text("{")
-    with pytest.raises(ManifestError, match="no index of shards"):
+    with pytest.raises(ManifestError, match="x:1: no index of shards, broken JSON"):
         read_index(str(tmp_path / "x"))
-    for nothing in (str(tmp_path / INDEX), server.index.replace(INDEX, "none/index.json")):
+    for nothing in (str(tmp_path / INDEX), server.index.replace(INDEX, "none/index.jsonl")):
         with pytest.raises(ManifestError, match="no such index; check the path"):
             read_index(nothing)
     with pytest.raises(ManifestError, match="could not be read"):
         read_index(str(tmp_path))
 
 
+# ---------------------------------------------------------------------------------------------------------- damage
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where an utterance lies, told by tarfile and not by the index."""
+
+    shard: str
+    key: str  # ``shard-000000.tar: 000000000.``, for messages
+    row: tarfile.TarInfo
+    audio: tarfile.TarInfo
+    content: tuple[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def packed(shards: Path) -> dict[str, Packed]:
+    """By id."""
+    found: dict[str, Packed] = {}
+    for path in sorted(shards.parent.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            for row, audio in zip(members[::2], members[1::2], strict=True):
+                content = tuple(tar.extractfile(member).read() for member in (row, audio))  # type: ignore[union-attr]
+                key = f"{path.name}: {len(found):09d}."
+                found[json.loads(content[0])["id"]] = Packed(path.name, key, row, audio, content)  # type: ignore[arg-type]
+    return found
+
+
+SHARD_HARMS = (
+    *("cut", "flip", "zero", "insert", "delete", "append"),
+    *("members", "shards", "gone", "twice", "foreign", "folder"),
+)
+INDEX_HARMS = ("flip", "digit", "cut", "cut file", "drop", "twice", "swap", "garble", "type", "foreign")
+
+
+def damage_shard(folder: Path, kind: str, draw: random.Random) -> None:
+    """One kind of harm to one or two shards of a folder."""
+    first, second = draw.sample(sorted(folder.glob("*.tar")), 2)
+    content = bytearray(first.read_bytes())
+    place = draw.randrange(len(content))
+    if kind == "cut":
+        del content[draw.choice([0, 1, 511, 512, place]) :]
+    elif kind == "flip":
+        for _ in range(draw.choice([1, 3, 40])):
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "zero":
+        size = draw.choice([512, 4096, 20_000])
+        content[place : place + size] = bytes(len(content[place : place + size]))
+    elif kind == "insert":
+        content[place:place] = draw.randbytes(draw.choice([1, 512]))
+    elif kind == "delete":
+        del content[place : place + draw.choice([1, 512])]
+    elif kind == "append":
+        content += draw.randbytes(700)
+    elif kind == "members":  # as if two were packed in each other's place
+        with tarfile.open(first) as tar:
+            one, other = draw.sample(tar.getmembers(), 2)
+        for target, source in ((one, other), (other, one)):
+            taken = first.read_bytes()[source.offset_data :][: min(one.size, other.size)]
+            content[target.offset_data : target.offset_data + len(taken)] = taken
+    elif kind == "shards":
+        content, other_content = bytearray(second.read_bytes()), first.read_bytes()
+        second.write_bytes(other_content)
+    elif kind == "twice":
+        content = bytearray(second.read_bytes())
+    elif kind == "foreign":
+        content = bytearray(draw.choice([b"", b"no tar", draw.randbytes(90_000), gzip.compress(bytes(content))]))
+    if kind in ("gone", "folder"):
+        first.unlink()
+        if kind == "folder":
+            first.mkdir()
+    else:
+        first.write_bytes(content)
+
+
+def delivered(where: str, manifest: Path, **more: Any) -> tuple[set[str], list[str]]:
+    """Ids of an epoch, and what was left out."""
+    got: set[str] = set()
+    left_out: list[str] = []
+    for batch in batches_of(data_of(where, manifest, **more)):
+        got |= set(ids(batch))
+        left_out += batch.left_out
+    return got, left_out
+
+
+def check_damaged(
+    where: str, bad: set[str], packed: dict[str, Packed], manifest: Path, folder: Path, what: str
+) -> None:
+    """Under both rules: what is whole is delivered, what is not is named, and nothing else."""
+    more = {"shard_dir": str(folder), "shard_window": 6}
+    got, left_out = delivered(where, manifest, on_bad="skip", batch_size=5, **more)
+    assert got == packed.keys() - bad, what
+    assert len(left_out) == len(bad), what
+    for name in bad:
+        assert sum(packed[name].key in line for line in left_out) == 1, (what, name, left_out)
+    if not bad:
+        assert delivered(where, manifest, **more) == (got, []), what
+        return
+    with pytest.raises(TrainingDataError) as caught:
+        delivered(where, manifest, batch_size=COUNT, **more)
+    lines = str(caught.value).splitlines()
+    assert lines[-1] == "mend them, or leave them out with data.on_bad=skip", what
+    found = [line for line in lines if any(packed[name].key in line for name in bad)]
+    assert len(found) == min(len(bad), 10), what
+    assert len(bad) == 1 or lines[0] == f"members of shards that cannot be used ({len(bad)}):", what
+    assert all("copy" in line for line in found), what
+
+
+def bad_of(packed: dict[str, Packed], folder: Path) -> set[str]:
+    """Ids of which not every byte is where it was."""
+    bad: set[str] = set()
+    for name, utterance in packed.items():
+        path = folder / utterance.shard
+        now = path.read_bytes() if path.is_file() else b""
+        for member, content in zip((utterance.row, utterance.audio), utterance.content, strict=True):
+            if now[member.offset_data : member.offset_data + member.size] != content:
+                bad.add(name)
+    return bad
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_shards_damaged_at_random(
+    remote: bool,
+    manifest: Path,
+    shards: Path,
+    packed: dict[str, Packed],
+    tmp_path: Path,
+    undecoded: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kvarts.shards, "_RETRY_WAITS_S", (0.0,))
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
+    memory = fsspec.filesystem("memory")
+    count_bad = 0
+    for seed, kind in enumerate(SHARD_HARMS * (2 if remote else 6)):
+        where = copied(shards, tmp_path / str(seed))
+        damage_shard(where.parent, kind, random.Random(seed))
+        bad = bad_of(packed, where.parent)
+        count_bad += len(bad)
+        address = str(where)
+        if remote:
+            address = f"memory://damaged{seed}/{INDEX}"
+            for path in where.parent.iterdir():
+                if path.is_file():
+                    memory.pipe(f"/damaged{seed}/{path.name}", path.read_bytes())
+        check_damaged(address, bad, packed, manifest, tmp_path / f"kept{seed}", f"seed {seed}: {kind}")
+    assert count_bad > (50 if remote else 150)
+
+
+def damage_index(lines: list[bytes], kind: str, draw: random.Random) -> None:
+    """One kind of harm to the lines of an index."""
+    number = draw.randrange(len(lines))
+    line = bytearray(lines[number])
+    if kind == "flip":
+        line[draw.randrange(len(line))] ^= 1 << draw.randrange(7)
+        line = line.replace(b"\n", b" ")
+    elif kind == "digit":
+        place = draw.choice([place for place, letter in enumerate(line) if letter in b"0123456789"])
+        line[place : place + 1] = draw.choice(
+            [b"1", b"9", b"-1", b"", b"1e9", b"99999999999999999999", b"1.5", b"null"]
+        )
+    elif kind == "cut":
+        del line[draw.randrange(len(line)) :]
+    elif kind == "garble":
+        line = bytearray(draw.choice([draw.randbytes(50).replace(b"\n", b""), b"{}", b"null", b"[" * 5000, b"<html>"]))
+    elif kind == "type":
+        row = json.loads(line)
+        row[draw.choice(sorted(row))] = draw.choice([None, True, [], {}, "x", -5, 1.5, 10**30, [[1]], ["x", 1]])
+        line = bytearray(json.dumps(row).encode())
+    lines[number] = bytes(line)
+    if kind == "cut file":
+        del lines[number:]
+    elif kind == "drop":
+        del lines[number]
+    elif kind == "twice":
+        lines.insert(number, lines[number])
+    elif kind == "swap":
+        other = draw.randrange(len(lines))
+        lines[number], lines[other] = lines[other], lines[number]
+    elif kind == "foreign":
+        lines[:] = draw.choice(
+            [[], [b""], [b"\x1f\x8b\x08"], [b'{"audio_filepath": "a.wav", "text": "x"}'], [b"<html>"] * 9]
+        )
+
+
+def test_indexes_damaged_at_random(
+    manifest: Path, shards: Path, packed: dict[str, Packed], tmp_path: Path, undecoded: None
+) -> None:
+    """Either the lines are named and nothing is trained on, or the members that are not where their line says."""
+    whole = shards.read_bytes().splitlines()
+    where = copied(shards, tmp_path / "damaged")
+    refused = 0
+    for seed, kind in enumerate(INDEX_HARMS * 15):
+        lines = list(whole)
+        damage_index(lines, kind, random.Random(seed))
+        what = f"seed {seed}: {kind}"
+        where.write_bytes(b"".join(line + b"\n" for line in lines))
+        try:
+            got, left_out = delivered(str(where), manifest, on_bad="skip", shard_window=6)
+        except ManifestError as error:
+            refused += 1
+            said = str(error)
+        else:
+            assert len(got) + len(left_out) == COUNT, what
+            of_whole = {json.loads(line)["name"] for line in set(lines[1:]) & set(whole[1:])}
+            assert got >= {name for name, utterance in packed.items() if utterance.shard in of_whole}, what
+            keys = [re.findall(r"\.tar: (\d{9})\.", line)[0] for line in left_out]
+            assert len(set(keys)) == len(left_out), what
+            if left_out:
+                with pytest.raises(TrainingDataError, match=re.escape(left_out[0].partition(": ")[0])):
+                    delivered(str(where), manifest, batch_size=COUNT, shard_window=6)
+            else:
+                assert delivered(str(where), manifest, shard_window=6) == (got, []), what
+            continue
+        named = {int(number) for number in re.findall(rf"{where}:(\d+): ", said)}
+        assert named or "the header counts" in said, what
+        altered = {
+            number for number in range(1, len(lines) + 1) if lines[number - 1 : number] != whole[number - 1 : number]
+        }
+        # After a line that is missing or stands elsewhere, the next is where one sees it.
+        assert named <= altered | {number + 1 for number in altered} | {1}, what
+        assert 1 in named or named >= {number for number, line in enumerate(lines, 1) if not is_object(line)}, what
+        assert "kvarts data shard" in said, what
+        with pytest.raises(ManifestError, match=re.escape(said)):
+            data_of(where, manifest)
+    assert 75 < refused < 150
+
+
+def is_object(line: bytes) -> bool:
+    try:
+        return not line.strip() or isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 # ------------------------------------------------------------------------------------------------------ a whole run
 
 
-def test_killed_and_resumed_equals_never_killed_and_is_evaluated(tmp_path: Path) -> None:
+def test_cut_and_resumed_equals_never_cut_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut by an exception, which leaves what a kill leaves (test_resume.py has kills) and starts no second Python."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # a second each; the points are what counts
     data_dir = small_run.make_data(tmp_path / "data")
     utterances: list[Utterance] = read_manifest(data_dir / "train_opus" / "manifest.jsonl")
-    index = write_shards(utterances, tmp_path / "shards", 120_000, seed=0)
-    assert len(index["shards"]) >= 3
+    assert len(write_shards(utterances, tmp_path / "shards", 120_000, seed=0)) >= 3
     more = (f"data.train_manifest={tmp_path / 'shards' / INDEX}", "data.shard_window=1", "trainer.max_steps=6")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     evaluations = small_run.run(data_dir, whole, *more, "evaluate.enabled=true", "evaluate.train_minutes=0.5")
@@ -891,6 +1276,22 @@ def test_killed_and_resumed_equals_never_killed_and_is_evaluated(tmp_path: Path)
     assert len(sample) == evaluations[0].num_utterances
     by_id = {utterance.utterance_id: utterance for utterance in utterances}
     assert all(u.audio_path.read_bytes() == by_id[u.utterance_id].audio_path.read_bytes() for u in sample)
-    small_run.kill_at(5, data_dir, cut, *more, "data.num_workers=1")
-    small_run.run(data_dir, cut, *more, f"resume={cut / 'checkpoints' / 'last.ckpt'}")
+
+    class CutError(Exception):
+        pass
+
+    step = QuartzNetCTC.training_step
+
+    def dies(model: QuartzNetCTC, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if model.global_step == 5:
+            raise CutError
+        return step(model, batch, batch_idx)
+
+    monkeypatch.setattr(QuartzNetCTC, "training_step", dies)
+    with pytest.raises(CutError):
+        small_run.run(data_dir, cut, *more, "data.num_workers=1")
+    monkeypatch.setattr(QuartzNetCTC, "training_step", step)
+    last = cut / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=False)["global_step"] == 3
+    small_run.run(data_dir, cut, *more, f"resume={last}")
     assert small_run.points(cut) == small_run.points(whole)

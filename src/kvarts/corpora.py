@@ -99,6 +99,10 @@ class DiskTable:
             return self.value(key)
         return None
 
+    def put(self, key: str, value: str) -> None:
+        """Another value for a key that is there."""
+        self._database.execute("UPDATE entries SET value = ? WHERE key = ?", (value, key))
+
     def value(self, key: str) -> str | None:
         """What stands under a key."""
         row = self._database.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()

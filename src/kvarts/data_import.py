@@ -11,7 +11,9 @@ A run that was killed is continued from the journal's last whole line, and ends 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -40,6 +42,7 @@ _SHOWN = 10  # rejected lines on standard error; the file has them all
 _OVERSHOOT_S = 0.5  # by which a piece may end after its recording, as in Kaldi's extract-segments
 _LOOKED_UP = 32  # files at a time whose headers a thread reads; a task for each would take longer than the header
 _PIECES = 256  # of one recording that are cut in one pass over it
+_BAD_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # errors of a file system that does not take a name
 _JOURNAL_LINE = re.compile(rb"[+-]\d+\t\{.*\}\n", re.DOTALL)
 # What any file system takes as it is, and tells apart: no letters of two cases, no name of a Windows device.
 _PLAIN_NAME = re.compile(r"(?!(?:con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,99}")
@@ -144,6 +147,11 @@ def run(args: argparse.Namespace) -> int:
     kind = _kind(args.kind, sources)
     if args.encode is not None:
         _check_opus_encoder()
+    if args.spoken and importlib.util.find_spec("pymorphy3") is None:
+        print(
+            "kvarts: pymorphy3 is not installed, so more texts are rejected; pip install 'kvarts[morphology]'",
+            file=sys.stderr,
+        )
     if kind in ("nemo", "commonvoice") and (packed := [source for source in sources if corpora.is_archive(source)]):
         raise ConfigError(f"{packed[0]}: unpack it and name the files in it that are to be imported")
     index = [path for source in sources for path in corpora.index_files(kind, source) if path.exists()]
@@ -238,12 +246,20 @@ def _unpacked(sources: Sequence[Path], target: _Target) -> list[Path]:
         if not folder.is_dir():
             beginning = folder.with_name(f"{folder.name}.tmp")
             shutil.rmtree(beginning, ignore_errors=True)
-            if suffix == ".deb":
-                _unpack_deb(source, beginning)
-            else:
-                from kvarts.download import unpack
+            try:
+                if suffix == ".deb":
+                    _unpack_deb(source, beginning)
+                else:
+                    from kvarts.download import unpack
 
-                unpack(source, beginning)
+                    unpack(source, beginning)
+            except OutputError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _BAD_NAMES:
+                    raise ArchiveError(
+                        f"{source}: has a file of a name that cannot be here ({error.__cause__.strerror}); fetch it "
+                        "again, or unpack it by hand"
+                    ) from error
+                raise
             beginning.rename(folder)
         found.append(folder)
     return found
@@ -351,6 +367,13 @@ class _Journal:
         for line in lines:
             self._add(line)
 
+    def outcomes(self) -> Iterator[bool]:
+        """Of each line of the source that is done whether it is an utterance."""
+        with (self._target.work / "journal.jsonl").open("rb") as file:
+            next(file)
+            for line in islice(file, self.done):
+                yield line.startswith(b"+")
+
     def lines(self, number: int) -> Iterator[tuple[bool, bytes]]:
         """Of one manifest: whether it is an utterance, and its JSON."""
         with (self._target.work / "journal.jsonl").open("rb") as file:
@@ -392,7 +415,21 @@ class _StrictError(Exception):
     """The first bad line of a strict import."""
 
 
-_Numbered = tuple[int, "Entry | Rejected"]  # of the manifest that it belongs to
+@dataclass(frozen=True)
+class _Item:
+    """A line of the source.
+
+    Attributes:
+        number: of the manifest that it belongs to.
+        keys: what no other utterance may have, its id first, in the table of ids.
+        clash: what is said before and after the place of an earlier line with the first of the keys; None if there is
+            none. Which of them has it shows only when the earlier one is done, for that may be rejected.
+    """
+
+    number: int
+    found: Entry | Rejected
+    keys: tuple[str, ...] = ()
+    clash: tuple[str, str] | None = None
 
 
 def _process(
@@ -411,11 +448,14 @@ def _process(
     numbers = [manifests.index(target.manifest_of(part)) for part in parts]
     ids = DiskTable(target.work / "ids.sqlite")
     try:
-        entries = islice(_with_ids(parts, numbers, target.work, ids), journal.done, None)
-        batches = _batches(entries, encodes=args.encode is not None)
+        items = _with_ids(parts, numbers, target.work, ids)
+        for is_row, item in zip(journal.outcomes(), items):  # noqa: B905 - in this order, or an item would be lost
+            _keep_ids(item, is_row, ids)
+        batches = _batches(items, encodes=args.encode is not None)
         with progress_bar(f"importing {args.output.name}", total) as advance:
             advance(journal.done)
-            for lines in run_ahead(audio.finished, batches, workers=workers, ahead=2 * workers):
+            for batch, done in run_ahead(audio.finished, batches, workers=workers, ahead=2 * workers):
+                lines = [_settled(item, line, ids, audio) for item, line in zip(batch, done, strict=True)]
                 for line in lines:
                     if args.strict and line.startswith(b"-"):
                         rejected = json.loads(line.partition(b"\t")[2])
@@ -431,35 +471,60 @@ def _line_count(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _with_ids(parts: Sequence[CorpusPart], numbers: Sequence[int], tables: Path, ids: DiskTable) -> Iterator[_Numbered]:
-    """All lines of all parts, every utterance with an id that no other of its manifest has."""
+def _with_ids(parts: Sequence[CorpusPart], numbers: Sequence[int], tables: Path, ids: DiskTable) -> Iterator[_Item]:
+    """All lines of all parts, every utterance with an id, and with what is wrong where another line has it."""
     for part, number in zip(parts, numbers, strict=True):
         for entry in part.entries(tables):
-            yield number, entry if isinstance(entry, Rejected) else _with_id(entry, part.index.parent, number, ids)
+            if isinstance(entry, Rejected):
+                yield _Item(number, entry)
+            else:
+                yield _with_id(entry, part.index.parent, number, ids)
 
 
-def _with_id(entry: Entry, folder: Path, number: int, ids: DiskTable) -> Entry | Rejected:
+def _with_id(entry: Entry, folder: Path, number: int, ids: DiskTable) -> _Item:
     if entry.utterance_id is not None:
-        earlier = ids.add(f"{number}\t{entry.utterance_id}", entry.where)
-        if earlier is None:
-            return entry
-        return Rejected(entry.where, f"id {entry.utterance_id[:80]!r} is that of {earlier} already; make them differ")
-    utterance_id = entry.audio[0].stem
-    for _ in range(2):
-        earlier = ids.add(f"{number}\t{utterance_id}", entry.where)
-        if earlier is None:
-            return replace(entry, utterance_id=utterance_id)
-        # Files of one name in several folders, and pieces of one file, are told apart by what they are.
-        name = f"{os.path.relpath(entry.audio[0], folder)}\t{entry.start_s}\t{entry.end_s}"
-        utterance_id = f"{entry.audio[0].stem}-{digest_of(name)[:8]}"
-    return Rejected(entry.where, f"the same audio as {earlier}; take one of them out, or give them ids")
+        key = f"{number}\t{entry.utterance_id}"
+        is_first = ids.add(key, entry.where) is None
+        clash = (f"id {entry.utterance_id[:80]!r} is that of ", " already; make them differ")
+        return _Item(number, entry, (key,), None if is_first else clash)
+    # Files of one name in several folders, and pieces of one file, are told apart by what they are.
+    name = f"{os.path.relpath(entry.audio[0], folder)}\t{entry.start_s}\t{entry.end_s}"
+    long_id = f"{entry.audio[0].stem}-{digest_of(name)[:8]}"
+    clash = ("the same audio as ", "; take one of them out, or give them ids")
+    if ids.add(f"{number}\t\t{name}", entry.where) is not None:
+        return _Item(number, replace(entry, utterance_id=long_id), (f"{number}\t\t{name}",), clash)
+    for utterance_id in (entry.audio[0].stem, long_id):
+        key = f"{number}\t{utterance_id}"
+        if ids.add(key, entry.where) is None:
+            return _Item(number, replace(entry, utterance_id=utterance_id), (key, f"{number}\t\t{name}"))
+    return _Item(number, replace(entry, utterance_id=long_id), (key,), clash)
 
 
-def _batches(entries: Iterable[_Numbered], *, encodes: bool) -> Iterator[list[_Numbered]]:
+def _settled(item: _Item, line: bytes, ids: DiskTable, audio: _Audio) -> bytes:
+    """The line of the journal, now that all lines before are settled."""
+    if item.clash is not None:
+        if holder := ids.value(item.keys[0]):
+            before, after = item.clash
+            return audio.rejected_line(item.number, item.found.where, f"{before}{holder}{after}")
+        _, [line] = audio.finished([replace(item, clash=None)])
+    _keep_ids(item, line.startswith(b"+"), ids)
+    return line
+
+
+def _keep_ids(item: _Item, is_row: bool, ids: DiskTable) -> None:
+    """An id that a rejected line has is free for the next line that has it, which then keeps it."""
+    if is_row and item.clash is not None:
+        ids.put(item.keys[0], item.found.where)
+    elif not is_row and item.clash is None:
+        for key in item.keys:
+            ids.put(key, "")
+
+
+def _batches(items: Iterable[_Item], *, encodes: bool) -> Iterator[list[_Item]]:
     """What one thread does at a time: headers of many files, one file, or pieces of one recording in a row."""
-    batch: list[_Numbered] = []
-    for item in entries:
-        if batch and not _goes_with(batch, item[1], encodes):
+    batch: list[_Item] = []
+    for item in items:
+        if batch and not _goes_with(batch, item, encodes):
             yield batch
             batch = []
         batch.append(item)
@@ -467,10 +532,10 @@ def _batches(entries: Iterable[_Numbered], *, encodes: bool) -> Iterator[list[_N
         yield batch
 
 
-def _goes_with(batch: Sequence[_Numbered], entry: Entry | Rejected, encodes: bool) -> bool:
+def _goes_with(batch: Sequence[_Item], item: _Item, encodes: bool) -> bool:
     if not encodes:
         return len(batch) < _LOOKED_UP
-    first = batch[0][1]
+    first, entry = batch[0].found, item.found
     if isinstance(first, Rejected) or isinstance(entry, Rejected) or first.start_s is None or entry.start_s is None:
         return False
     return first.audio == entry.audio and len(batch) < _PIECES
@@ -502,33 +567,37 @@ class _Audio:
         self._target = target
         self._manifests = manifests
 
-    def finished(self, batch: list[_Numbered]) -> list[bytes]:
-        """Lines of the journal, one for each of the batch, in its order.
+    def finished(self, batch: list[_Item]) -> tuple[list[_Item], list[bytes]]:
+        """The batch, and a line of the journal for each of it; an empty one where another line may have its id.
 
         Raises:
             OutputError: audio could not be written.
         """
-        first = batch[0][1]
+        first = batch[0].found
         if not self._encodes or isinstance(first, Rejected) or first.start_s is None:
-            return [self._line(number, entry) for number, entry in batch]
+            return batch, [b"" if item.clash else self._line(item.number, item.found) for item in batch]
         # Each is encoded as soon as it is complete, so that memory holds few of them.
-        lines = {}
-        for index, piece in _cut([entry for _, entry in batch if isinstance(entry, Entry)]):
-            lines[index] = self._line(*batch[index], piece)
-        return [lines[index] for index in range(len(batch))]
+        lines = [b""] * len(batch)
+        own = [index for index, item in enumerate(batch) if not item.clash]
+        pieces = [entry for index in own if isinstance(entry := batch[index].found, Entry)]
+        for place, piece in _cut(pieces) if pieces else ():
+            item = batch[own[place]]
+            lines[own[place]] = self._line(item.number, item.found, piece)
+        return batch, lines
 
     def _line(self, number: int, entry: Entry | Rejected, piece: NDArray[np.float32] | str | None = None) -> bytes:
         if isinstance(entry, Rejected):
-            return self._rejected_line(number, entry.where, entry.reason)
+            return self.rejected_line(number, entry.where, entry.reason)
         try:
             if self._speaks:
                 entry = _spoken(entry)
             audio, duration_s = self._encoded(number, entry, piece) if self._encodes else self._looked_up(number, entry)
             return self._row_line(number, entry, audio, duration_s)
         except (_RejectedError, AudioError) as error:
-            return self._rejected_line(number, entry.where, str(error))
+            return self.rejected_line(number, entry.where, str(error))
 
-    def _rejected_line(self, number: int, where: str, reason: str) -> bytes:
+    def rejected_line(self, number: int, where: str, reason: str) -> bytes:
+        """A line of the journal for what is no utterance."""
         # What was unpacked will lie elsewhere, or be gone: it is named by its archive.
         unpacking = f"{self._target.work / 'unpacked'}{os.sep}"
         content = {"where": where.replace(unpacking, ""), "reason": reason.replace(unpacking, "")}

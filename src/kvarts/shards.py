@@ -52,8 +52,8 @@ from kvarts.errors import (
 )
 from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
-from kvarts.files import atomic_writer, digest_of, write_error
-from kvarts.manifest import Utterance, write_manifest
+from kvarts.files import atomic_writer, digest_of, sha256_of, write_error
+from kvarts.manifest import LineError, Utterance, field_of, json_object, write_manifest
 from kvarts.sound import Sound, to_pcm
 
 try:
@@ -68,13 +68,15 @@ Result = TypeVar("Result")
 _RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further attempt
 _TIMEOUT_S = 30.0  # for a connection, and for the next bytes
 _CHUNK_BYTES = 2**20
+_CONNECTIONS = 3  # of a process that fetches ahead
 _GONE = (404, 410)
 _MAY_PASS = (408, 425, 429)  # and all from 500 on: other answers of a server stay what they are
+_MEND_INDEX = "copy the index again, or write it with kvarts data shard"
 _UNUSED_S = 24 * 3600  # shards of other data that nobody used for so long give way first
 
 
 def is_index(manifest: str) -> bool:
-    """Whether a training manifest is an index of shards: a URL, or a file of the name index.json."""
+    """Whether a training manifest is an index of shards: a URL, or a file of the name index.jsonl."""
     return "://" in manifest or Path(manifest).name == INDEX
 
 
@@ -105,7 +107,8 @@ class ShardIndex:
     audio_offset: NDArray[np.int64]
     audio_bytes: NDArray[np.int64]
     audio_crc32: NDArray[np.int64]
-    audio_suffix: list[str]
+    audio_suffix: NDArray[np.int32]  # place in `suffixes`
+    suffixes: list[str]
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -115,95 +118,179 @@ class ShardIndex:
         """Tells training data from other data; where the shards lie does not matter."""
         return digest_of(*(shard.sha256 for shard in self.shards), self.number)
 
-    def member(self, index: int) -> str:
-        """``shard-000003.tar: 000012345.opus``, for messages."""
-        return f"{self.shards[self.shard[index]].name}: {self.number[index]:09d}.{self.audio_suffix[index]}"
+    def member(self, index: int, is_row: bool = False) -> str:
+        """``shard-000003.tar: 000012345.opus``, or its row, for messages."""
+        suffix = "json" if is_row else self.suffixes[self.audio_suffix[index]]
+        return f"{self.shards[self.shard[index]].name}: {self.number[index]:09d}.{suffix}"
+
+    def bounds(self) -> NDArray[np.int64]:
+        """Where the utterances of each shard begin, and the last ones' end; (shards + 1,)."""
+        return np.searchsorted(self.shard, np.arange(len(self.shards) + 1))
 
     def part(self, duration_s: float, seed: int) -> ShardIndex:
         """About `duration_s` seconds, of few shards: shards are drawn by `seed`, their beginnings are random anyway."""
+        bounds = self.bounds()
         chosen: list[int] = []
-        total_s = 0.0
+        left_s = duration_s
         for shard in shard_order(len(self.shards), seed, epoch=0):
-            for index in np.flatnonzero(self.shard == shard):
-                if total_s >= duration_s:
-                    break
-                chosen.append(int(index))
-                total_s += float(self.duration_s[index])
+            lengths_s = self.duration_s[bounds[shard] : bounds[shard + 1]]
+            count = int(np.count_nonzero(np.cumsum(lengths_s) - lengths_s < left_s))
+            chosen += range(bounds[shard], bounds[shard] + count)
+            left_s -= float(lengths_s.sum())
+            if left_s <= 0:
+                break
         return self._only(sorted(chosen))
 
     def _only(self, chosen: list[int]) -> ShardIndex:
         used, shard = np.unique(self.shard[chosen], return_inverse=True)
-        arrays = ("number", *(column for column in UTTERANCE_COLUMNS if column != "audio_suffix"))
         return replace(
             self,
             shards=[self.shards[number] for number in used],
             shard=shard.astype(np.int32),
-            audio_suffix=[self.audio_suffix[index] for index in chosen],
-            **{name: getattr(self, name)[chosen] for name in arrays},
+            **{name: getattr(self, name)[chosen] for name in ("number", *UTTERANCE_COLUMNS)},
         )
 
 
 def read_index(location: str) -> ShardIndex:
-    """The index at a path or URL.
+    """The index at a path or URL; it is read line by line.
 
     Raises:
-        ManifestError: none there, or it is not what `kvarts data shard` writes.
+        ManifestError: none there, or it is not what `kvarts data shard` writes; every bad line is found, and the first
+            few are listed as ``location:line: what is wrong; what to do``.
         DownloadError: the network, after some attempts.
         ConfigError: a URL that needs a package which is not installed.
     """
     location = location.removeprefix("file://")
-    is_remote = "://" in location
-    if is_remote:
-        _check_protocol(location)
     try:
-        content = _retried(location, lambda: b"".join(_chunks(location))) if is_remote else Path(location).read_bytes()
+        if "://" in location:
+            _check_protocol(location)
+            return _retried(location, lambda: _index(location, _lines(_chunks(location))))
+        with Path(location).open("rb") as file:
+            return _index(location, file)
     except (FileNotFoundError, _MissingError):
         raise ManifestError(f"{location}: no such index; check the path") from None
     except OSError as error:
         raise ManifestError(f"{location}: could not be read ({error.strerror or error}); check the path") from None
-    try:
-        base = f"{location.rpartition('/')[0] if is_remote else Path(location).parent}/"
-        return _index(base, json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ManifestError(f"{location}: no index of shards ({what}); write it with kvarts data shard") from None
 
 
-def _index(base: str, content: dict[str, Any]) -> ShardIndex:
-    if content["kvarts_shards"] != FORMAT:
-        raise ValueError(f"its format is {content['kvarts_shards']!r}, this version reads {FORMAT}")
-    entries = content["shards"]
-    for entry in entries:
-        # Both become paths.
-        if not (re.fullmatch(r"[\w-][\w.-]*\.tar", entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])):
-            raise ValueError(f"a shard is called {entry['name']!r}, with the SHA-256 {entry['sha256']!r}")
-        if any(len(entry[column]) != entry["utterances"] for column in UTTERANCE_COLUMNS):
-            raise ValueError(f"{entry['name']} has lists of different lengths")
-    counts = [entry["utterances"] for entry in entries]
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    begun: list[bytes] = []
+    for chunk in chunks:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join([*begun, end])
+            begun = []
+        begun.append(rest)
+    yield b"".join(begun)
 
-    def column(name: str, kind: type) -> NDArray[Any]:
-        return np.array([value for entry in entries for value in entry[name]], dtype=kind)
 
-    index = ShardIndex(
-        base=base,
-        shards=[Shard(entry["name"], int(entry["bytes"]), str(entry["sha256"])) for entry in entries],
-        shard=np.repeat(np.arange(len(entries), dtype=np.int32), counts),
-        number=np.concatenate([entry["first"] + np.arange(entry["utterances"]) for entry in entries] or [[]]),
-        duration_s=column("duration_s", np.float64),
-        audio_suffix=[str(suffix) for entry in entries for suffix in entry["audio_suffix"]],
-        **{name: column(name, np.int64) for name in UTTERANCE_COLUMNS if name not in ("duration_s", "audio_suffix")},
+def _index(location: str, lines: Iterable[bytes]) -> ShardIndex:
+    numbered = ((number, content) for number, line in enumerate(lines, start=1) if (content := line.strip()))
+    counts = _counts(location, next(numbered, (1, b""))[1])
+    shards: list[Shard] = []
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("number", *UTTERANCE_COLUMNS)}
+    suffixes: dict[str, int] = {}
+    bad: list[str] = []
+    first: int | None = 0  # utterance of the next line; None after a bad one, which may have had any number
+    for number, content in numbered:
+        try:
+            shard, of_shard = _shard(json_object(content), first, suffixes)
+        except LineError as error:
+            # What the error may go on with is how to mend a line of a manifest.
+            bad.append(f"{location}:{number}: {str(error).partition(';')[0]}; {_MEND_INDEX}")
+            first = None
+            continue
+        shards.append(shard)
+        for name, values in of_shard.items():
+            columns[name].append(values)
+        first = int(of_shard["number"][-1]) + 1
+    per_shard = [len(values) for values in columns["number"]]
+    found = (len(shards), sum(per_shard))
+    if not bad and found != counts:
+        what = "{} shards with {} utterances"
+        bad = [f"{location}: the header counts {what.format(*counts)}, the lines {what.format(*found)}; {_MEND_INDEX}"]
+    if bad:
+        raise ManifestError(listing(f"{location}: bad lines", bad))
+    if not shards:
+        raise ManifestError(f"{location}: has no utterances; {_MEND_INDEX}")
+    return ShardIndex(
+        base=f"{location.rpartition('/')[0] if '://' in location else Path(location).parent}/",
+        shards=shards,
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), per_shard),
+        suffixes=list(suffixes),
+        # Each list is gone before the next is put together: a million utterances take 70 MB, at most 80 meanwhile.
+        **{name: np.concatenate(columns.pop(name)) for name in list(columns)},
     )
-    if len(index) == 0:
-        raise ValueError("it has no utterances")
-    if not (np.isfinite(index.duration_s) & (index.duration_s > 0)).all():
-        raise ValueError("a duration is no number above 0")
-    ends = np.maximum(index.json_offset + index.json_bytes, index.audio_offset + index.audio_bytes)
-    sizes = np.array([shard.size for shard in index.shards])[index.shard]
-    if min(index.json_offset.min(), index.json_bytes.min(), index.audio_offset.min(), index.audio_bytes.min()) < 0 or (
-        (ends > sizes).any()
+
+
+def _counts(location: str, header: bytes) -> tuple[int, int]:
+    """Shards and utterances, as the first line has it."""
+    try:
+        row = json_object(header)
+        if field_of(row, "kvarts_shards", int, "a number") != FORMAT:
+            raise LineError(f"its format is {row['kvarts_shards']}, this version reads {FORMAT}")
+        return field_of(row, "shards", int, "a number"), field_of(row, "utterances", int, "a number")
+    except LineError as error:
+        what = f"no index of shards, {str(error).partition(';')[0]}"
+        raise ManifestError(
+            f"{location}:1: {what}; write one with kvarts data shard, or give a manifest another name"
+        ) from None
+
+
+def _shard(row: dict[str, Any], first: int | None, suffixes: dict[str, int]) -> tuple[Shard, dict[str, NDArray[Any]]]:
+    """A line of the index, and its columns (utterances,); new suffixes are added to those with their numbers.
+
+    Raises:
+        LineError: it is not what `kvarts data shard` writes, or its first utterance is not that.
+    """
+    shard = Shard(
+        name=field_of(row, "name", str, "a string"),
+        size=field_of(row, "bytes", int, "a number"),
+        sha256=field_of(row, "sha256", str, "a string"),
+    )
+    # Both become paths.
+    if not (re.fullmatch(r"[\w-][\w.-]*\.tar", shard.name) and re.fullmatch("[0-9a-f]{64}", shard.sha256)):
+        raise LineError(f"a shard is called {shard.name[:80]!r}, with the SHA-256 {shard.sha256[:80]!r}")
+    begins, count = (field_of(row, name, int, "a number") for name in ("first", "utterances"))
+    if begins != first and (first is not None or not 0 <= begins < 2**53):
+        raise LineError(f"{shard.name} begins with utterance {begins}, not {first}, so lines are missing or misplaced")
+    columns = {name: field_of(row, name, list, "a list") for name in UTTERANCE_COLUMNS}
+    for name, values in columns.items():
+        if not values or len(values) != count:
+            raise LineError(f'{shard.name}: "{name}" has {len(values)} entries for {count} utterances')
+    texts = columns.pop("audio_suffix")
+    if not all(isinstance(text, str) for text in texts) or not all(
+        re.fullmatch("[a-z0-9]+", text) for text in set(texts)
     ):
-        raise ValueError("a member lies outside its shard")
-    return index
+        raise LineError(f'{shard.name}: an "audio_suffix" is not one of a file')
+    numbers = {name: _numbers(shard, name, values) for name, values in columns.items()}
+    lengths_s = numbers["duration_s"]
+    if not (np.isfinite(lengths_s) & (lengths_s > 0)).all():
+        raise LineError(f'{shard.name}: a "duration_s" is no number above 0')
+    # Written with 6 digits after the point: one that was altered shows.
+    if abs(lengths_s.sum() - field_of(row, "seconds", (int, float), "a number")) > 1e-5:
+        raise LineError(f'{shard.name}: "seconds" is not the sum of "duration_s"')
+    for kind in ("json", "audio"):
+        offset, size = numbers[f"{kind}_offset"], numbers[f"{kind}_bytes"]
+        # No sum of the two, which may be too large for 64 bits.
+        if (np.minimum(offset, size) < 0).any() or (offset > shard.size).any() or (size > shard.size - offset).any():
+            raise LineError(f"{shard.name}: a member lies outside it")
+    return shard, {
+        "number": begins + np.arange(count),
+        **numbers,
+        "audio_suffix": np.array([suffixes.setdefault(text, len(suffixes)) for text in texts], np.int32),
+    }
+
+
+def _numbers(shard: Shard, name: str, values: list[Any]) -> NDArray[Any]:
+    kinds, dtype = ("iuf", np.float64) if name == "duration_s" else ("iu", np.int64)
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):  # lists among numbers
+        array = np.array(None)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise LineError(f'{shard.name}: "{name}" has what is no {"whole " if dtype is np.int64 else ""}number')
+    return array.astype(dtype)
 
 
 # ------------------------------------------------------------------------------------------------------- the order
@@ -240,9 +327,8 @@ class ShardSampler(BucketSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(index.duration_s.tolist(), batch_size, shuffle, bucketing, seed, rank, world_size)
-        # Utterances of a shard stand together.
-        self._bounds = np.searchsorted(index.shard, np.arange(len(index.shards) + 1)).tolist()
+        super().__init__(index.duration_s, batch_size, shuffle, bucketing, seed, rank, world_size)
+        self._bounds = index.bounds().tolist()
         self._window = window
 
     def _joint_batches(self, epoch: int) -> Iterator[list[int]]:
@@ -290,6 +376,7 @@ class ShardFiles:
         self._kept: frozenset[int] = frozenset()
         self._open: dict[int, BinaryIO] = {}
         self._lost: dict[int, str] = {}  # why
+        self._renewed: set[int] = set()
         if self._is_remote:
             for path in folder.glob("*.damaged.tar"):
                 with suppress(OSError):
@@ -310,21 +397,50 @@ class ShardFiles:
             file.seek(offset)
             return file.read(size)
         except OSError as error:
-            raise AudioError(f"{self._shards[shard].name}: {error.strerror or error}") from error
+            raise self._unreadable(shard, error) from error
+
+    def renew(self, shard: int) -> bool:
+        """Whether it is worth while to read a shard again, for it was damaged on this disk since it was fetched."""
+        path = self._path(shard)
+        if not self._is_remote or shard in self._renewed or _damaged(path).exists():
+            return False
+        self._renewed.add(shard)  # once, or an index that is wrong would have it hashed for every member
+        self._open.pop(shard).close()
+        with suppress(OSError):
+            if sha256_of(path) != self._shards[shard].sha256:
+                logger.warning("%s: was damaged on this disk; it is fetched again", path)
+                path.unlink()
+        return True
 
     def _path(self, shard: int) -> Path:
         wanted = self._shards[shard]
         return self._folder / f"{wanted.sha256}.tar" if self._is_remote else Path(self._base) / wanted.name
 
-    def look_ahead(self, kept: Iterable[int], soon: Sequence[int]) -> None:
-        """Keeps some shards, lets go of all others, and fetches those needed soon, in this order, in the background."""
-        self._kept = frozenset(kept) | frozenset(soon)
+    def _unreadable(self, shard: int, error: OSError) -> AudioError:
+        return AudioError(f"{self._path(shard)}: could not be read ({error.strerror or error}); copy it there again")
+
+    def look_ahead(self, before: Sequence[int], now: Sequence[int], following: Sequence[int]) -> None:
+        """Keeps some shards and lets go of all others; fetches those of now and then the following, in the background.
+
+        A window's shards are needed together, so several are fetched at a time: one connection is often slower than
+        the network. The following wait, for they would take of what those of now need.
+        """
+        self._kept = frozenset((*before, *now, *following))
         for shard in [shard for shard in self._open if shard not in self._kept]:
             self._open.pop(shard).close()
         if self._is_remote:
-            Thread(target=self._fetch_ahead, args=(list(soon),), daemon=True).start()
+            Thread(target=self._fetch_windows, args=(now, following), daemon=True).start()
 
-    def _fetch_ahead(self, shards: Sequence[int]) -> None:
+    def _fetch_windows(self, *windows: Sequence[int]) -> None:
+        for window in windows:
+            left = iter(window)
+            threads = [Thread(target=self._fetch_ahead, args=(left,), daemon=True) for _ in range(_CONNECTIONS)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def _fetch_ahead(self, shards: Iterator[int]) -> None:
         # A shard that another process is at is left to it: together they fetch several at a time. What goes wrong
         # here goes wrong again where the shard is needed, and is raised there.
         for shard in shards:
@@ -347,7 +463,7 @@ class ShardFiles:
                     self._lost[shard] = f"{self._base}{self._shards[shard].name}: {error}; copy it there again"
                     raise AudioError(self._lost[shard]) from None
             except OSError as error:
-                raise AudioError(f"{path}: could not be read ({error.strerror or error})") from error
+                raise self._unreadable(shard, error) from error
             else:
                 if self._is_remote:
                     with suppress(OSError):
@@ -459,7 +575,7 @@ def _retried(url: str, attempt: Callable[[], Result]) -> Result:
             if wait_s is None:
                 tries = len(_RETRY_WAITS_S) + 1
                 raise DownloadError(
-                    f"{url}: {error}, {tries} times; check the network and go on with resume=auto"
+                    f"{url}: {error}, {tries} times; check address and network, then go on with resume=auto"
                 ) from None
             logger.warning("%s: %s; another attempt in %g s", url, error, wait_s)
             time.sleep(wait_s)
@@ -488,6 +604,8 @@ def _chunks(url: str) -> Iterator[bytes]:
     except PermissionError as error:
         raise DownloadError(f"{url}: {_one_line(error)}; check your credentials") from None
     except Exception as error:  # each of its file systems has errors of its own
+        if "credentials" in str(error).lower():
+            raise DownloadError(f"{url}: {_one_line(error)}; check your credentials") from None
         raise _TroubleError(_one_line(error)) from None
 
 
@@ -544,9 +662,10 @@ def read_row(index: ShardIndex, files: ShardFiles, number: int) -> Utterance:
         AudioError: cut short, damaged, or the shard is not there.
         DownloadError, OutputError: of `ShardFiles.read`.
     """
+    member = index.member(number, is_row=True)
     where = (index.json_offset[number], index.json_bytes[number], index.json_crc32[number])
     try:
-        fields = json.loads(_content(index, files, number, *map(int, where)))
+        fields = json.loads(_content(index, files, number, member, *map(int, where)))
         return Utterance(
             audio_path=Path(fields["audio_filepath"]),
             text=fields["text"],
@@ -557,8 +676,7 @@ def read_row(index: ShardIndex, files: ShardFiles, number: int) -> Utterance:
             fields=fields,
         )
     except (ValueError, KeyError, TypeError) as error:
-        what = f"its .json is no row of a manifest ({error})"
-        raise AudioError(f"{index.member(number)}: {what}; write the shards again") from error
+        raise AudioError(f"{member}: no row of a manifest ({error}); write the shards again") from error
 
 
 def read_content(index: ShardIndex, files: ShardFiles, number: int) -> bytes:
@@ -568,18 +686,23 @@ def read_content(index: ShardIndex, files: ShardFiles, number: int) -> bytes:
         as `read_row`.
     """
     where = (index.audio_offset[number], index.audio_bytes[number], index.audio_crc32[number])
-    return _content(index, files, number, *map(int, where))
+    return _content(index, files, number, index.member(number), *map(int, where))
 
 
-def _content(index: ShardIndex, files: ShardFiles, number: int, offset: int, size: int, crc32: int) -> bytes:
+def _content(
+    index: ShardIndex, files: ShardFiles, number: int, member: str, offset: int, size: int, crc32: int
+) -> bytes:
+    shard = int(index.shard[number])
     try:
-        content = files.read(int(index.shard[number]), offset, size)
+        content = files.read(shard, offset, size)
+        if zlib.crc32(content) != crc32 and files.renew(shard):
+            content = files.read(shard, offset, size)
     except AudioError as error:
-        raise AudioError(f"{index.member(number)}: {error}") from error
+        raise AudioError(f"{member}: {error}") from error
     if len(content) < size:
-        raise AudioError(f"{index.member(number)}: missing, for the shard is cut short; copy it again")
+        raise AudioError(f"{member}: missing, for the shard is cut short; copy it again")
     if zlib.crc32(content) != crc32:
-        raise AudioError(f"{index.member(number)}: damaged, it has not the checksum of the index; copy the shard again")
+        raise AudioError(f"{member}: damaged, it has not the checksum of the index; copy the shard again")
     return content
 
 
@@ -642,6 +765,8 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         self._cache = cache
         self._sound = sound
         self._sample_cache = sample_cache
+        self._epoch = -1
+        self._window_of = np.zeros(0, np.int64)  # (shards,), in this epoch
         self._window_now = -1  # counted over all epochs
         self._has_good_text = np.zeros(len(index), bool)  # checked in 0.05 ms, of the 0.5 that a warm cache takes
 
@@ -701,14 +826,15 @@ class ShardDataset(Dataset[Batch | KvartsError]):
     def _look_ahead(self, draws: list[Draw]) -> None:
         """Keeps the shards of the window before, of which some utterances may be left, of this one and of the next."""
         epoch = draws[0][0]
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._window_of = np.argsort(self._order(epoch)) // self._window
         in_epoch = -(-len(self._index.shards) // self._window)
-        place = {shard: number for number, shard in enumerate(self._order(epoch))}
-        now = epoch * in_epoch + max(place[int(self._index.shard[index])] for _, index in draws) // self._window
+        now = epoch * in_epoch + int(self._window_of[self._index.shard[[index for _, index in draws]]].max())
         if now <= self._window_now:
             return
         self._window_now = now
-        before, this, following = (self._shards_of(*divmod(number, in_epoch)) for number in (now - 1, now, now + 1))
-        self._files.look_ahead(kept=before, soon=[*this, *following])
+        self._files.look_ahead(*(self._shards_of(*divmod(number, in_epoch)) for number in (now - 1, now, now + 1)))
 
     def _shards_of(self, epoch: int, window: int) -> list[int]:
         return self._order(epoch)[window * self._window : (window + 1) * self._window] if epoch >= 0 else []

@@ -40,7 +40,7 @@ from kvarts.numerals import (
 from kvarts.text import INVISIBLE, STRESS_MARKS, normalise
 
 # Changes whenever a text could come out differently; stored beside what was made with it.
-SPOKEN_VERSION: Final = "1"
+SPOKEN_VERSION: Final = "2"
 
 REMEDIES: Final = {
     "lookalike": "Latin letters that look like Russian ones; if it is a Russian word, write it in Russian letters",
@@ -165,11 +165,12 @@ _UNIT_NOUNS: Final = """
 месяц | masc | - а у - ем е ы ев ам ы ами ах
 евро промилле | masc | - - - - - - - - - - - -
 человек | anim | - а у а ом е - - ам - ами ах
-минут секунд тонн сил | femn | а ы е у ой е ы - ам ы ами ах
+минут секунд тонн сил единиц | femn | а ы е у ой е ы - ам ы ами ах
 штук | femn | а и е у ой е и - ам и ами ах
 тысяч | femn | а и е у ей е и - ам и ами ах
 недел | femn | я и е ю ей е и ь ям и ями ях
 килокалори | femn | я и и ю ей и и й ям и ями ях
+лож | femn | ка ки ке ку кой ке ки ек кам ки ками ках
 копе | femn | йка йки йке йку йкой йке йки ек йкам йки йками йках
 """
 
@@ -204,6 +205,9 @@ _UNITS: Final[dict[str, tuple[str, str, str]]] = {
     r"м/с(?:ек)?": ("метр", "", "в секунду"),
     r"мм\s*рт\.?\s*ст": ("миллиметр", "", "ртутного столба"),
     r"л\.\s?с": ("сила", "лошадин", ""),
+    r"у\.\s?е": ("единица", "условн", ""),
+    r"ст\.\s?л": ("ложка", "столов", ""),
+    r"ч\.\s?л": ("ложка", "чайн", ""),
     r"кв\.?\s*км": ("километр", "квадратн", ""),
     r"кв\.?\s*см": ("сантиметр", "квадратн", ""),
     r"кв\.?\s*м": ("метр", "квадратн", ""),
@@ -317,6 +321,11 @@ _MONTHS: Final = {
         word_list("января февраля марта апреля мая июня июля августа сентября октября ноября декабря"), start=1
     )
 }
+# Before a date that may be what is spoken of: «наступило пятое мая», «отмечаем девятое мая».
+_NAMING_VERB: Final = re.compile(
+    "(?:наступ|приближ|подошл|подход|настал|настан|начал|начин|законч|заканч|прошл|пройд|пришл|минова|отме[чт]|праздн|"
+    "встре[чт]|любл|люби|нрав|жд[аеу]|был|будет|станет|считается|называ|значит|ненавижу|запомн|помн|выбра|назнач)[а-я]*"
+)
 _HOLIDAYS: Final = {(1, 1), (7, 1), (23, 2), (8, 3), (1, 5), (9, 5), (12, 6), (1, 9), (4, 11)}
 _TODAY: Final = frozenset(word_list("сегодня завтра вчера послезавтра позавчера это"))
 _YEARS: Final = range(1000, 2200)
@@ -372,12 +381,14 @@ _NUMBERED: Final = {
 }
 # Read in several ways. Single letters only before something: at the end of a sentence they are words or letters.
 _AMBIGUOUS: Final = "др пр гг вв ср стр ст пп обл наб пос бул см руб коп тыс долл чел шт мин сек"
-_AMBIGUOUS_BEFORE: Final = "с о п т р м"
+_AMBIGUOUS_BEFORE: Final = "с о п т р м ч к л"
 _ENDS_A_SENTENCE: Final = {"рис", "пер", "тел", "мин", "шт"}  # words as well
 _ABBREVIATION: Final = re.compile(
     "(?:(?P<named>" + "|".join(_NAMED) + ")|(?P<numbered>" + "|".join(_NUMBERED) + ")|(?P<ambiguous>"
     rf"{_AMBIGUOUS.replace(' ', '|')})|(?P<before>{_AMBIGUOUS_BEFORE.replace(' ', '|')}))\."
 )
+# «и. о.», «б. у.», «к. т. н.»: said as letters, or as the words they stand for. «Это был я. А потом» is none.
+_DOTTED_LETTERS: Final = re.compile(r"(?!я)[а-яё](?:\.\s?[а-яё](?!\w)){1,3}\.?")
 _CONTRACTIONS: Final = frozenset(
     word_list(
         "р-н г-н г-жа г-на г-ну г-жи пр-т пр-кт б-р кол-во кол-ва ин-т ун-т д-р о-в м-н т-во изд-во пр-во гр-н ж-д"
@@ -419,9 +430,9 @@ def _is_plain(text: str, normalised: str) -> bool:
     if "-" in text and any(contraction in text.lower() for contraction in _CONTRACTIONS):
         return False
     for part in text.split(".")[:-1]:
-        # What stands before a full stop: an abbreviation, or one capital letter, an initial.
+        # What stands before a full stop: an abbreviation, or one letter, an initial or another abbreviation.
         word = _WORD_AT_END.search(part, max(0, len(part) - 10))
-        if word and (word[0].lower() in _BEFORE_FULL_STOP or (len(word[0]) == 1 and word[0].isupper())):
+        if word and (word[0].lower() in _BEFORE_FULL_STOP or (len(word[0]) == 1 and word[0] != "я")):
             return False
     return True
 
@@ -586,6 +597,7 @@ _MONTH: Final = "|".join(_MONTHS)
 _DAY: Final = re.compile(
     rf"([0-9]{{1,2}})\s+({_MONTH})(?!\w)(?:\s+([12][0-9]{{3}})(?![\w-]|[.,:/–—−‑][0-9]){_YEAR_WORD}?)?"
 )
+_IS: Final = re.compile(r"\s*[–—-]\s+|\s*,?\s+это(?!\w)")
 _MONTH_AHEAD: Final = re.compile(rf"\s+(?:{_MONTH})(?!\w)")
 _DAYS: Final = re.compile(rf"[0-9]{{1,2}}(?:\s*(?:,|и|или|до|по|[–—−-])\s*[0-9]{{1,2}})+\s+(?:{_MONTH})(?!\w)")
 _DAY_TO_DAY: Final = re.compile(rf"([0-9]{{1,2}})\s+(по|до)\s+([0-9]{{1,2}})(?=\s+(?:{_MONTH})(?!\w))")
@@ -713,6 +725,11 @@ class _Reader:
             is_adjective = True
             position = found.end(1)
         return "unknown", ()
+
+    def _without_morphology(self, position: int) -> str:
+        """What a remedy says where pymorphy3 might know the noun behind a number."""
+        is_unknown = _analyser() is None and self._noun_after(position)[0] == "unknown"
+        return _NO_MORPHOLOGY if is_unknown else ""
 
     # Numbers.
 
@@ -859,7 +876,11 @@ class _Reader:
 
     def _case_of_date(self, start: int, stop: int, day: int, month: int, *, has_year: bool) -> str | None:
         word = self._word_before(start)
-        if word in _TODAY or word in ("в", "во"):
+        if word in _TODAY or word in ("в", "во") or _NAMING_VERB.fullmatch(word):
+            return None
+        # «9 мая» alone and «1 мая — праздник» may name the day, where others say when.
+        is_all = not re.search(r"\w", self.text[:start] + self.text[stop:])
+        if not word and (_IS.match(self.text, stop) or (is_all and not has_year and (day, month) in _HOLIDAYS)):
             return None
         if word in ("на", "по", "за", "под"):
             return "accs"
@@ -947,7 +968,7 @@ class _Reader:
             return self._leave(start, self._token_end(stop), "number")
         words = self._form(start, number, letters, forms, end)
         if words is None:
-            return self._leave(start, end, "agreement")
+            return self._leave(start, end, "agreement", self._without_morphology(end))
         return self._say(words, start, end)
 
     def _form(
@@ -993,9 +1014,7 @@ class _Reader:
             return self._leave(start, letter.end(), "agreement")
         words = self._counted_words(start, numbers, stop)
         if words is None:
-            state, _ = self._noun_after(stop)
-            more = _NO_MORPHOLOGY if state == "unknown" and _analyser() is None else ""
-            return self._leave(start, stop, "agreement", more)
+            return self._leave(start, stop, "agreement", self._without_morphology(stop))
         said, cases = words
         self._last = (stop, cases)
         return self._say(said, start, stop)
@@ -1188,6 +1207,9 @@ class _Reader:
             if text[end : end + 1] == ".":
                 if len(word) == 1 and word != "я" and self._written(start, end).isupper():
                     return self._say(word, start, end, "initials")
+                dotted = _DOTTED_LETTERS.match(text, start)
+                if dotted and self._written(start, dotted.end()).islower():
+                    return self._leave(start, dotted.end(), "abbreviation")
                 stop = self._abbreviation(start)
                 if stop:
                     return stop
