@@ -3,7 +3,6 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
-JOBS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -14,8 +13,7 @@ INSTALLED := $(VENV)/installed
 help:
 	@echo 'make train    trains on the speech in sample/ (or ./data), ends with a table of WER and CER and the paths of'
 	@echo '              the checkpoint and of the curve; ARGS adds settings: make train ARGS="trainer.max_steps=300"'
-	@echo 'make test     style, types and all tests, in two processes; ARGS goes to pytest: make test ARGS="-k features";'
-	@echo '              JOBS=8 takes eight processes of a thread each, JOBS=0 one'
+	@echo 'make test     style, types and all tests, in two processes; ARGS goes to pytest: make test ARGS="-k features"'
 	@echo 'make lint     style and types only'
 	@echo 'make install  only what the others do first: the versions in constraints.txt into $(VENV), once'
 	@echo 'make clean    removes $(VENV) and caches; keeps logs/ and data/'
@@ -28,7 +26,7 @@ train: $(INSTALLED)
 	$(RUN) main.py +experiment=overfit $(ARGS)
 
 test: lint
-	$(RUN) -m pytest --numprocesses $(JOBS) $(ARGS)
+	$(RUN) tests/in_two.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check

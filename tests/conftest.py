@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Several processes share the cores: with two threads each, of which one waits for the other, two processes are no
-    # faster than one. Before anything with threads is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+from in_two import ENGINES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,9 +18,8 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Trainings fork their workers. After OpenVINO and ONNX Runtime had run in the same process, that ended in a
-    # segmentation fault in about one run of three; no command does both. So what runs engines comes last.
-    items.sort(key=lambda item: item.path.stem in {"test_export", "test_recogniser", "test_transcribe"})
+    # For whoever runs all in one process.
+    items.sort(key=lambda item: item.path.stem in ENGINES)
 
 
 @pytest.fixture(autouse=True)

@@ -144,7 +144,7 @@ def check(words: list[str]) -> None:
         case ["make", target, *variables]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
             given = dict(variable.split("=", 1) for variable in variables)
-            assert given.keys() <= {"ARGS", "JOBS", "PYTHON", "PIP_ARGS"}
+            assert given.keys() <= {"ARGS", "PYTHON", "PIP_ARGS"}
             if target == "train":
                 check_training(["+experiment=overfit", *shlex.split(given.get("ARGS", ""))])
         case [program, *_]:
