@@ -254,7 +254,7 @@ def evaluate_manifests(
             if output is not None:
                 rows = map(_predicted_row, utterances, predictions)
                 write_manifest(output / f"{name}_pred.jsonl", rows)
-                _write_results(output / "results.json", evaluations, manifests, about or {})
+                _write_results(output / "results.json", evaluations, manifests, read, about or {})
     return evaluations
 
 
@@ -505,7 +505,11 @@ def _predicted_row(utterance: Utterance, text: str) -> dict[str, Any]:
 
 
 def _write_results(
-    path: Path, evaluations: Sequence[Evaluation], manifests: Mapping[str, Path], about: Mapping[str, Any]
+    path: Path,
+    evaluations: Sequence[Evaluation],
+    manifests: Mapping[str, Path],
+    read: Mapping[str, Sequence[Utterance]],
+    about: Mapping[str, Any],
 ) -> None:
     results = {
         **_versions(),
@@ -514,6 +518,7 @@ def _write_results(
         "manifests": [
             {
                 **evaluation.as_json(),
+                **_spoken_versions(read[evaluation.name]),
                 "manifest": str(manifests[evaluation.name].absolute()),
                 "predictions": f"{evaluation.name}_pred.jsonl",
             }
@@ -522,6 +527,12 @@ def _write_results(
         "together": together(evaluations).as_json(),
     }
     _write_json(path, results)
+
+
+def _spoken_versions(utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """Of `kvarts.spoken`, which wrote the references, where rows say so: another version may write another text."""
+    versions = {str(u.fields["spoken_version"]) for u in utterances if "spoken_version" in u.fields}
+    return {"spoken_versions": sorted(versions)} if versions else {}
 
 
 def _versions() -> dict[str, Any]:
