@@ -147,10 +147,15 @@ def test_processes_read_it_at_the_same_time(tmp_path: Path) -> None:
 OTHER = b'{"audio_filepath": "0.wav", "text": "x", "duration": 1.0}\n' * 3
 
 
-@pytest.mark.parametrize("content", [b"", b"[]\n" * 9, OTHER])
+# As long as what was there: only the second text is another.
+TWIN = "".join(f'{{"audio_filepath": "{n}.wav", "text": "{t}", "duration": 1.0}}\n' for n, t in enumerate("ав"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]\n" * 9, OTHER, TWIN.encode()])
 def test_a_manifest_that_is_changed_during_the_run_is_noticed(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "m.jsonl", ["а", "б"])
     table = TrainingManifest(path, STRIDE, None).table
+    assert len(TWIN.encode()) == path.stat().st_size
     path.write_bytes(content)
     with pytest.raises(ManifestError, match=r"m\.jsonl:2: the manifest was changed since the run began"):
         table[1]
