@@ -56,7 +56,7 @@ _NAMES = tuple(_Columns.__dataclass_fields__)
 class UtteranceTable(Sequence[Utterance]):
     """Utterances of a manifest, in its order; an item is read from the file anew each time.
 
-    Reading one takes 20 µs, beside the 90 that features from a warm cache take. Another process opens the file for
+    Reading one takes 50 µs, beside the 90 that features from a warm cache take. Another process opens the file for
     itself.
 
     Raises (when an item is read):
