@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from archives import make_deb, make_tar
 from disk import no_file_beyond
 from kvarts import cli, corpora, data_import
 from kvarts.corpora import Entry, Rejected
@@ -89,16 +89,6 @@ def golos_files() -> dict[str, bytes]:
     }
 
 
-def make_tar(path: Path, files: dict[str, bytes], top: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(top + name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
 def test_texts_as_they_are_spoken(tmp_path: Path) -> None:
     texts = ["Приходи в 10:05!", "Дом.", "Это BMW, ну и что", "Вес 5 кг"]
     lines = [{"audio_filepath": wav(tmp_path / f"{n}.wav").name, "text": text} for n, text in enumerate(texts)]
@@ -121,7 +111,7 @@ def test_golos_keeps_its_layout_its_subsets_and_the_domain(tmp_path: Path, kind:
         for name, content in golos_files().items():
             put(source / name, content)
     else:
-        source = make_tar(tmp_path / "golos_opus.tar", golos_files(), top)
+        source = put(tmp_path / "golos_opus.tar", make_tar(golos_files(), top=top))
     out = tmp_path / "out"
     assert run(kind, source, "-o", out, "--speaker", "неизвестен", "--licence", "Golos") == 0
     train, subset = rows(out / "train_opus/manifest.jsonl"), rows(out / "train_opus/10min.jsonl")
@@ -143,7 +133,7 @@ def test_golos_manifests_find_audio_of_other_archives(tmp_path: Path) -> None:
     # One that was packed from inside the folder.
     farfield = {"farfield/b.wav": files["train_opus/farfield/b.wav"]}
     tars = [
-        make_tar(tmp_path / f"{name}.tar", content)
+        put(tmp_path / f"{name}.tar", make_tar(content))
         for name, content in {"crowd9": first, "crowd0": crowd, "far": farfield}.items()
     ]
     assert run("golos", *tars, "-o", tmp_path / "out") == 0
@@ -171,7 +161,7 @@ def test_the_wav_archives_of_golos_are_one_corpus(tmp_path: Path, top: str) -> N
     archives["train_crowd9"] |= {"train/manifest.jsonl": train, "train/10min.jsonl": json_lines(line(far)).encode()}
     test = {"manifest.jsonl": json_lines(line("files/t.wav")).encode(), "files/t.wav": wav_bytes()}
     archives["test"] = {f"test/{of}/{name}": test[name] for of in ("crowd", "farfield") for name in test}
-    tars = [make_tar(tmp_path / f"{name}.tar", files, top) for name, files in sorted(archives.items())]
+    tars = [put(tmp_path / f"{name}.tar", make_tar(files, top=top)) for name, files in sorted(archives.items())]
     assert run("golos", *tars, "-o", tmp_path / "out") == 0
     found = rows(tmp_path / "out/train/manifest.jsonl")
     assert [row["id"] for row in found] == [*(f"c{number}" for number in range(10)), "f"]
@@ -192,7 +182,7 @@ def test_one_manifest_of_a_folder_makes_one_manifest(tmp_path: Path, capsys: pyt
 
 
 def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evil = make_tar(tmp_path / "evil.tar", {**golos_files(), "../escaped.txt": b"x"})
+    evil = put(tmp_path / "evil.tar", make_tar({**golos_files(), "../escaped.txt": b"x"}))
     assert run("golos", evil, "-o", tmp_path / "below/out") == 2
     assert "outside" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["evil.tar"]
@@ -647,20 +637,6 @@ def test_offsets_of_nemo_are_cut(tmp_path: Path) -> None:
 FESTVOX_TEXT = '( ru_0001 "Она завела, прядь вол+ос." )\n( ru_0002 "Он сказал: \\"да\\"." )\n( ru_0003 нет )\n'
 
 
-def make_deb(path: Path, files: dict[str, bytes]) -> Path:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    deb = b"!<arch>\n"
-    for name, content in {"debian-binary": b"2.0\n", "data.tar.xz": data.getvalue()}.items():
-        deb += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
-        deb += content + b"\n" * (len(content) % 2)
-    return put(path, deb)
-
-
 @pytest.mark.parametrize("packed", [True, False])
 def test_festvox_keeps_stress_marks(tmp_path: Path, packed: bool) -> None:
     voice = "usr/share/festival/voices/russian/msu_ru_nsh/"
@@ -672,7 +648,7 @@ def test_festvox_keeps_stress_marks(tmp_path: Path, packed: bool) -> None:
         "./usr/../../wav/evil.wav": b"x",
     }
     if packed:
-        source = make_deb(tmp_path / "festvox-ru_0.5.deb", files)
+        source = put(tmp_path / "festvox-ru_0.5.deb", make_deb(make_tar(files, "w:xz")))
     else:
         source = tmp_path / "voice"
         for name, content in files.items():
@@ -730,7 +706,7 @@ def test_encoded_audio_is_the_same_sound_under_a_safe_name(tmp_path: Path) -> No
 
 
 def test_encoding_an_archive_leaves_none_of_it(tmp_path: Path) -> None:
-    source = make_tar(tmp_path / "golos_opus.tar", golos_files())
+    source = put(tmp_path / "golos_opus.tar", make_tar(golos_files()))
     assert run("golos", source, "-o", tmp_path / "out", "--encode", "opus") == 0
     assert not list((tmp_path / "out").rglob("*.wav"))
     assert len(list((tmp_path / "out").rglob("*.opus"))) == 4  # the subset has its own copy
@@ -838,7 +814,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, by
     """A corpus in a tar, and what an import makes of it that nobody disturbs: as it lies, and encoded."""
     folder = tmp_path_factory.mktemp("corpus")
     nemo(folder / "in/train_opus", 24)
-    source = make_tar(folder / "golos.tar", tree(folder / "in"))
+    source = put(folder / "golos.tar", make_tar(tree(folder / "in")))
     results = []
     for more in ([], ["--encode", "opus"]):
         assert run("golos", source, "-o", folder / "whole", *more) == 1

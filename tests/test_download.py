@@ -22,6 +22,7 @@ from pathlib import Path
 import gdown
 import pytest
 
+from archives import make_tar, make_zip
 from kvarts import cli, download
 from kvarts.errors import ArchiveError, ConfigError, DownloadError, KvartsError, OutputError
 
@@ -32,24 +33,6 @@ FILES = {
     "test_opus/farfield/manifest.jsonl": b"{}\n",
     "q5x5.ckpt": random.Random(1).randbytes(50_000),
 }
-
-
-def make_tar(members: dict[str, bytes], mode: str = "w", top: str = "") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(top + name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def make_zip(members: dict[str, bytes], top: str = "") -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name, content in members.items():
-            zipped.writestr(top + name, content)
-    return buffer.getvalue()
 
 
 class Site:

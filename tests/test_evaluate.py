@@ -233,6 +233,18 @@ def test_a_damaged_file_is_named_and_all_others_are_kept(
     assert known == ["crowd"]
 
 
+def test_results_name_the_versions_of_spoken_texts(model: ToneReader, crowd: Path, tmp_path: Path) -> None:
+    rows = [{**row.fields, "audio_filepath": str(row.audio_path)} for row in read_manifest(crowd)]
+    rows[0]["spoken_version"], rows[-1]["spoken_version"] = "2", "1"
+    write_manifest(tmp_path / "spoken.jsonl", rows)
+    manifests = {"crowd": crowd, "spoken": tmp_path / "spoken.jsonl"}
+    evaluate_manifests(Recognizer(Torch(model)), manifests, output=tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    plain, spoken = results["manifests"]
+    assert "spoken_versions" not in plain
+    assert spoken["spoken_versions"] == ["1", "2"]
+
+
 def test_ctrl_c_keeps_what_was_recognised(model: ToneReader, crowd: Path, tmp_path: Path) -> None:
     model.failure = (2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):

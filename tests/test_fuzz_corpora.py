@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import pytest
 import soundfile
 
+from archives import make_deb, make_tar, make_zip
 from kvarts import cli
 from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import read_lines
@@ -308,33 +307,6 @@ def test_a_damaged_manifest_is_read_as_training_reads_it(tmp_path: Path, capsys:
 # --- Archives ---------------------------------------------------------------------------------------------------
 
 
-def tar_bytes(files: dict[str, bytes], mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def zip_bytes(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def deb_bytes(files: dict[str, bytes]) -> bytes:
-    members = {"debian-binary": b"2.0\n", "data.tar.xz": tar_bytes(files, "w:xz")}
-    content = b"!<arch>\n"
-    for name, data in members.items():
-        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}".encode() + b"`\n" + data
-        content += b"\n" * (len(data) % 2)
-    return content
-
-
 COURSE_FILES = {"train/manifest.jsonl": MANIFEST, **{f"train/wav/{name}.wav": sound for name, sound in SOUNDS.items()}}
 VOICE = "./usr/share/festival/voices/russian/v"
 VOICE_FILES = {
@@ -342,11 +314,11 @@ VOICE_FILES = {
     **{f"{VOICE}/wav/{name}.wav": sound for name, sound in SOUNDS.items()},
 }
 ARCHIVES: dict[str, tuple[str, bytes]] = {
-    "a.tar": ("golos", tar_bytes(COURSE_FILES)),
-    "a.tar.gz": ("golos", tar_bytes(COURSE_FILES, "w:gz")),
-    "a.tar.xz": ("golos", tar_bytes(COURSE_FILES, "w:xz")),
-    "a.zip": ("course", zip_bytes(COURSE_FILES)),
-    "a.deb": ("festvox", deb_bytes(VOICE_FILES)),
+    "a.tar": ("golos", make_tar(COURSE_FILES)),
+    "a.tar.gz": ("golos", make_tar(COURSE_FILES, "w:gz")),
+    "a.tar.xz": ("golos", make_tar(COURSE_FILES, "w:xz")),
+    "a.zip": ("course", make_zip(COURSE_FILES)),
+    "a.deb": ("festvox", make_deb(make_tar(VOICE_FILES, "w:xz"))),
 }
 
 
@@ -376,10 +348,11 @@ def test_names_that_lead_elsewhere_write_nothing_there(
     tmp_path: Path, imported: Callable[..., SimpleNamespace], member: str
 ) -> None:
     folder = tmp_path / "deep" / "down"
+    places = (f"{VOICE}/wav/{member}.wav", f"{member}/wav/x.wav")
     for name, content in {
-        "a.tar": tar_bytes({**COURSE_FILES, member: b"x"}),
-        "a.zip": zip_bytes({**COURSE_FILES, member: b"x"}),
-        "a.deb": deb_bytes({**VOICE_FILES, f"{VOICE}/wav/{member}.wav": b"x", f"{member}/wav/x.wav": b"x"}),
+        "a.tar": make_tar({**COURSE_FILES, member: b"x"}),
+        "a.zip": make_zip({**COURSE_FILES, member: b"x"}),
+        "a.deb": make_deb(make_tar({**VOICE_FILES, **dict.fromkeys(places, b"x")}, "w:xz")),
     }.items():
         kind = ARCHIVES[name][0]
         found = imported(kind, put(folder / name, content))

@@ -24,7 +24,7 @@ def never_killed(data_dir, tmp_path_factory):
 
 # Seven batches an epoch, saved every three steps or at the epoch's end, validated every other epoch: step 4 lies within
 # the first epoch, 7 is the first of the second epoch, 14 the first after a validation, 20 the last of all.
-@pytest.mark.parametrize("step", [4, 20])
+@pytest.mark.parametrize("step", [4, 7, 14, 20])
 def test_killed_and_resumed_equals_never_killed(step, data_dir, never_killed, tmp_path):
     small_run.kill_at(step, data_dir, tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"

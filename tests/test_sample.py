@@ -8,7 +8,6 @@ import io
 import json
 import random
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyroomacoustics as pra
 import pytest
 import soundfile
 
+from archives import make_deb, make_tar
 from kvarts import cli, sample
 from kvarts.alphabet import foreign_characters
 from kvarts.errors import ArchiveError, AudioError, ConfigError
@@ -166,24 +166,6 @@ def package_members() -> dict[str, bytes]:
     }
 
 
-def make_data_tar(members: dict[str, bytes], mode: str = "w:xz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def make_deb(data: bytes, data_name: str = "data.tar.xz") -> bytes:
-    deb = b"!<arch>\n"
-    for name, content in {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", data_name: data}.items():
-        deb += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
-        deb += content + b"\n" * (len(content) % 2)
-    return deb
-
-
 @pytest.fixture(autouse=True)
 def _few_quick_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "NUM_ROOMS", 2)
@@ -202,7 +184,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_the_whole_command_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deb = tmp_path / "festvox.deb"
-    deb.write_bytes(make_deb(make_data_tar(package_members())))
+    deb.write_bytes(make_deb(make_tar(package_members(), "w:xz")))
     assert build(deb, tmp_path / "one") == 0
     captured = capsys.readouterr()
     check_layout(tmp_path / "one")
@@ -243,7 +225,7 @@ def test_a_package_without_test_recordings_leaves_nothing(
         name: content for name, content in package_members().items() if not re.search("ru_0[78]", name)
     }
     deb = tmp_path / "festvox.deb"
-    deb.write_bytes(make_deb(make_data_tar(members)))
+    deb.write_bytes(make_deb(make_tar(members, "w:xz")))
     assert build(deb, tmp_path / "out") == 2
     assert "no recordings for" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["festvox.deb"]
@@ -251,7 +233,7 @@ def test_a_package_without_test_recordings_leaves_nothing(
 
 @functools.cache
 def broken_packages() -> dict[str, bytes]:
-    good = make_deb(make_data_tar(package_members()))
+    good = make_deb(make_tar(package_members(), "w:xz"))
     return {
         "empty": b"",
         "text": b"hello",
@@ -261,8 +243,8 @@ def broken_packages() -> dict[str, bytes]:
         "broken data": good[:-5000] + bytes(5000),
         "no data": good[:130],
         "zst": make_deb(b"\x28\xb5\x2f\xfd" + bytes(1000), "data.tar.zst"),
-        "another package": make_deb(make_data_tar({"./usr/bin/true": b"\x7fELF"})),
-        "texts not UTF-8": make_deb(make_data_tar({"./etc/txt.done.data": b'( ru_0001 "\xff" )\n'})),
+        "another package": make_deb(make_tar({"./usr/bin/true": b"\x7fELF"}, "w:xz")),
+        "texts not UTF-8": make_deb(make_tar({"./etc/txt.done.data": b'( ru_0001 "\xff" )\n'}, "w:xz")),
     }
 
 
@@ -298,7 +280,7 @@ def test_no_member_of_a_package_is_ever_written(tmp_path: Path) -> None:
     members = {"../../wav/ru_0001.wav": b"evil", "/etc/txt.done.data": '( ru_0001 "Да." )'.encode()}
     deb = tmp_path / "in/festvox.deb"
     deb.parent.mkdir()
-    deb.write_bytes(make_deb(make_data_tar(members)))
+    deb.write_bytes(make_deb(make_tar(members, "w:xz")))
     assert sample.read_package(deb) == [sample.Recording("ru_0001", "Да.", b"evil")]
     assert [file.name for file in tmp_path.rglob("*")] == ["in", "festvox.deb"]
 

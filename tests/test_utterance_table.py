@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import pickle
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvarts.utterance_table
-from kvarts.checks import check_audio, check_targets
+from kvarts.checks import Problem, check_audio, target_problem
 from kvarts.dataset import SpeechDataset
 from kvarts.errors import ManifestError
-from kvarts.manifest import read_manifest, write_manifest
+from kvarts.manifest import Utterance, read_manifest, write_manifest
 from kvarts.utterance_table import TrainingManifest, UtteranceTable
 
 STRIDE = 4
@@ -33,6 +33,10 @@ def write(path: Path, texts: list[str], folder: str = "") -> Path:
     rows = [{"audio_filepath": name, "text": text, "duration": 1.0} for name, text in zip(names, texts, strict=True)]
     write_manifest(path, rows)
     return path
+
+
+def target_problems(utterances: Iterable[Utterance]) -> list[Problem]:
+    return [problem for u in utterances if (problem := target_problem(u, STRIDE)) is not None]
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def test_it_holds_what_the_whole_manifest_holds(
     assert manifest.table.duration_s.tolist() == [utterance.duration_s for utterance in whole]
     assert manifest.table.line.tolist() == [utterance.line for utterance in whole]
     for part in (manifest.table, manifest.table[::2], manifest.table[:0]):
-        assert manifest.target_problems(part) == check_targets(part, STRIDE)
+        assert manifest.target_problems(part) == target_problems(part)
         assert list(map(str, manifest.audio_problems(part))) == list(map(str, check_audio(part)))
 
 
@@ -143,10 +147,15 @@ def test_processes_read_it_at_the_same_time(tmp_path: Path) -> None:
 OTHER = b'{"audio_filepath": "0.wav", "text": "x", "duration": 1.0}\n' * 3
 
 
-@pytest.mark.parametrize("content", [b"", b"[]\n" * 9, OTHER])
+# As long as what was there: only the second text is another.
+TWIN = "".join(f'{{"audio_filepath": "{n}.wav", "text": "{t}", "duration": 1.0}}\n' for n, t in enumerate("ав"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]\n" * 9, OTHER, TWIN.encode()])
 def test_a_manifest_that_is_changed_during_the_run_is_noticed(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "m.jsonl", ["а", "б"])
     table = TrainingManifest(path, STRIDE, None).table
+    assert len(TWIN.encode()) == path.stat().st_size
     path.write_bytes(content)
     with pytest.raises(ManifestError, match=r"m\.jsonl:2: the manifest was changed since the run began"):
         table[1]
@@ -163,7 +172,7 @@ def test_what_was_found_is_known_at_the_next_start(tmp_path: Path, kept: Path, n
     assert list(second.table) == list(first.table) == read_manifest(path)
     assert second.table.digest == first.table.digest
     problems = second.target_problems(second.table)
-    assert problems == first.target_problems(first.table) == check_targets(read_manifest(path), STRIDE)
+    assert problems == first.target_problems(first.table) == target_problems(read_manifest(path))
     assert [problem.utterance.line for problem in problems] == [2, 3, 4]
     for stride, manifest in ((2, path), (STRIDE, write(tmp_path / "other.jsonl", ["да"]))):
         with pytest.raises(AssertionError, match="is read again"):
@@ -202,6 +211,19 @@ def test_audio_that_was_good_is_not_opened_again(tmp_path: Path, kept: Path, mon
     soundfile.write(tmp_path / "2.wav", np.zeros(16_000), 16_000)  # mended
     assert (lines(), opened_now()) == ([2], ["1.wav", "2.wav"])
     assert (lines(), opened_now()) == ([2], ["1.wav"])
+
+
+def test_a_manifest_that_may_not_be_read_is_one_line(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.jsonl", ["да"])
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ManifestError, match=r"m\.jsonl: could not be read \(Permission denied\)"):
+        TrainingManifest(path, STRIDE, kept)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])

@@ -51,17 +51,6 @@ def check_audio(utterances: Sequence[Utterance]) -> list[Problem]:
     return problems
 
 
-def check_targets(utterances: Sequence[Utterance], stride: int) -> list[Problem]:
-    """Utterances that CTC cannot be trained on, in manifest order; looks at texts and durations only.
-
-    Their normalised text is empty, has characters outside the alphabet, or needs more frames than the encoder
-    of this `stride` (mel frames per encoded frame) gives for the manifest's duration: one for every character
-    and one more between two equal neighbours.
-    """
-    found = (target_problem(utterance, stride) for utterance in utterances)
-    return [problem for problem in found if problem is not None]
-
-
 def _audio_problem(utterance: Utterance) -> Problem | None:
     try:
         actual_s = audio_duration_s(utterance.audio_path)
@@ -78,7 +67,12 @@ def _audio_problem(utterance: Utterance) -> Problem | None:
 
 
 def target_problem(utterance: Utterance, stride: int) -> Problem | None:
-    """Of one utterance, see `check_targets`."""
+    """Why CTC cannot be trained on an utterance, if so; looks at text and duration only.
+
+    Its normalised text is empty, has characters outside the alphabet, or needs more frames than the encoder of this
+    `stride` (mel frames for each encoded frame) gives for the manifest's duration: one for every character and one
+    more between two equal neighbours.
+    """
     text = normalise(utterance.text)
     if not text:
         return Problem(utterance, "text is empty", "write what is said or take the line out")

@@ -150,7 +150,7 @@ class Evaluation:
             found["breakdown"] = {by.name: [group.as_json() for group in parts] for by, parts in self.groups.items()}
         if self.num_confusions:
             found["confusions"] = confusions_as_json(self.scored, self.num_confusions)
-        return found
+        return found | _spoken_versions(self.scored)
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -696,6 +696,12 @@ def _write_results(
         "together": together(evaluations).as_json(),
     }
     _write_json(path, results)
+
+
+def _spoken_versions(utterances: Sequence[Scored]) -> dict[str, Any]:
+    """Of `kvarts.spoken`, which wrote the references, where rows say so: another version may write another text."""
+    versions = {str(u.fields["spoken_version"]) for u in utterances if "spoken_version" in u.fields}
+    return {"spoken_versions": sorted(versions)} if versions else {}
 
 
 def _versions() -> dict[str, Any]:

@@ -91,7 +91,7 @@ _TOUCH_S = 3600  # how exactly the time of last use is kept
 _LEFT_FREE = 2**30
 # A file written to twice within a tick of the file system's clock looks untouched: 4 ms on Linux, 2 s on FAT.
 _CLOCK_TICK_NS = 2 * 10**9
-# Hashes in memory, 0.4 kB each; the files of further utterances are hashed once an epoch, in 0.03 ms.
+# Hashes in memory, 0.5 kB each; the files of further utterances are hashed once an epoch, in 0.03 ms.
 _MOST_KNOWN = 100_000
 _WORKING, _STOPPED = 0, 1
 

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from kvarts.audio import read_audio
-from kvarts.checks import check_targets
+from kvarts.checks import target_problem
 from kvarts.data_shard import FORMAT, INDEX, UTTERANCE_COLUMNS
 from kvarts.dataset import Augmentation, Batch, BucketSampler, Draw, Example, Features, Pcm, collate, example_of
 from kvarts.errors import (
@@ -803,7 +803,8 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         _, index = draw
         utterance = read_row(self._index, self._files, index)
         if not self._has_good_text[index]:
-            for problem in check_targets([utterance], self._stride):
+            problem = target_problem(utterance, self._stride)
+            if problem is not None:
                 raise TrainingDataError(f"{self._index.member(index)}: {problem.what}; {problem.remedy}")
             self._has_good_text[index] = True
 

@@ -31,9 +31,9 @@ from kvarts.progress import progress_bar
 logger = logging.getLogger("lightning")
 
 KEPT_FROM: Final = 20_000  # lines; fewer are read and checked in two seconds
-# To be raised whenever the columns, an utterance's identity or what check_targets finds become others.
+# To be raised whenever the columns, an utterance's identity or what target_problem says become others.
 _VERSION: Final = 1
-_MOST_KEPT = 16  # manifests; of a million lines 45 MB each
+_MOST_KEPT = 16  # manifests; of a million lines 41 MB each
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ _NAMES = tuple(_Columns.__dataclass_fields__)
 class UtteranceTable(Sequence[Utterance]):
     """Utterances of a manifest, in its order; an item is read from the file anew each time.
 
-    Reading one takes 20 µs, beside the 90 that features from a warm cache take. Another process opens the file for
+    Reading one takes 50 µs, beside the 90 that features from a warm cache take. Another process opens the file for
     itself.
 
     Raises (when an item is read):
@@ -141,8 +141,9 @@ class TrainingManifest:
         kept = None
         if folder is not None and _might_be_large(path):
             what = (str(_VERSION), str(stride), str(path.resolve().parent))  # audio paths are relative to it
-            self._kept_at = folder / f"{digest_of(sha256_of(path), *what)}.npz"
-            kept = _read_kept(self._kept_at)
+            with suppress(OSError):  # reading its lines says what is wrong
+                self._kept_at = folder / f"{digest_of(sha256_of(path), *what)}.npz"
+                kept = _read_kept(self._kept_at)
         found = kept or _read_all(path, stride)
         self.table = UtteranceTable(path, found.columns)
         self._found = found
@@ -150,7 +151,7 @@ class TrainingManifest:
             self._keep()
 
     def target_problems(self, part: UtteranceTable) -> list[Problem]:
-        """What `kvarts.checks.check_targets` says of some of the utterances."""
+        """What `kvarts.checks.target_problem` says of some of the utterances."""
         return [
             Problem(self.table[place], what, remedy)
             for place, what, remedy in self._found.bad_targets
