@@ -533,9 +533,48 @@ def test_the_same_from_predictions_without_a_model(
     assert json.loads((output / "results.json").read_text(encoding="utf-8")) == before
 
 
+def test_the_page_is_that_of_report(
+    coarse: str, twelve: Path, farfield: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def data_of(page: Path) -> dict[str, Any]:
+        text = page.read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text.split('id="data">')[1].split("</script")[0])
+        found["rows"] = [[*row[:1], *row[2:]] for row in found["rows"]]  # without the line it was read from
+        return found
+
+    output, at_once = tmp_path / "out", tmp_path / "deep" / "at_once.html"
+    manifests = ["--manifest", twelve, "--manifest", farfield]
+    assert evaluate(coarse, *manifests, "--output", output, "--report", at_once) == 0
+    assert f"report: {at_once}" in capsys.readouterr().out
+    paths = [str(output / f"{name}_pred.jsonl") for name in ("twelve", "farfield")]
+    later, rescored = tmp_path / "later.html", tmp_path / "rescored.html"
+    assert main(["report", *paths, "-o", str(later)]) == 0
+    assert main(["evaluate", "--predictions", *paths, "--report", str(rescored)]) == 0
+    expected = data_of(later)
+    about = dict(expected.pop("about"))
+    assert about["engine"].startswith("torch")
+    for page in (at_once, rescored):
+        found = data_of(page)
+        told = dict(found.pop("about"))
+        assert found == expected
+        if page == at_once:
+            assert told.items() <= about.items()
+            assert told["checkpoint sha256"] == sha256(Path(coarse).read_bytes()).hexdigest()
+    assert at_once.read_text(encoding="utf-8").count('id="a') == len(expected["rows"]) == 15
+
+
+def test_a_page_that_cannot_be_is_told_before_the_work(
+    coarse: str, twelve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(coarse, "--manifest", twelve, "--report", tmp_path) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors == f"kvarts: error: --report {tmp_path}: is a folder; name a file in it\n"
+
+
 def test_predictions_have_short_names_where_they_can() -> None:
     assert list(name_predictions([Path("a/crowd_pred.jsonl"), Path("a/far_pred.jsonl")])) == ["crowd", "far"]
-    assert list(name_predictions([Path("a/x_pred.jsonl"), Path("b/x_pred.jsonl")])) == ["a-x_pred", "b-x_pred"]
+    assert list(name_predictions([Path("a/x_pred.jsonl"), Path("b/x_pred.jsonl")])) == ["a-x", "b-x"]
     with pytest.raises(ConfigError, match="given twice"):
         name_predictions([Path("a/x_pred.jsonl"), Path("a/x_pred.jsonl")])
 
@@ -559,6 +598,7 @@ def test_an_unknown_field_is_told_before_the_work(
         ("--predictions p --streaming --grammar g", "leave out --streaming, --grammar"),
         ("--model m --manifest m --streaming --confusions 3", "--confusions goes without --streaming and --grammar"),
         ("--model m --manifest m --grammar g --breakdown room", "--breakdown goes without --streaming and --grammar"),
+        ("--model m --manifest m --streaming --report r", "--report goes without --streaming and --grammar"),
         ("--predictions p --confusions 0", "0 is not a whole number above 0"),
         ("--predictions p --breakdown room,", "'room,' has an empty name; write names with commas between"),
     ],

@@ -41,7 +41,7 @@ from kvarts.breakdown import (
     speaker_intervals,
 )
 from kvarts.error_counts import ErrorCounts, align_letters, align_words, total
-from kvarts.errors import AudioError, ConfigError, ManifestError, listing
+from kvarts.errors import AudioError, ConfigError, ManifestError, OutputError, listing
 from kvarts.files import atomic_text_writer, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
 from kvarts.recogniser_options import (
@@ -403,6 +403,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="show the N most frequent confusions of words, and of letters",
     )
+    details.add_argument(
+        "--report", metavar="FILE", type=Path, help="write the page that kvarts report makes of predictions, .html"
+    )
     parser.add_argument(
         "--batch-duration-s",
         metavar="N",
@@ -437,7 +440,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates as the arguments say and prints the table; what is scored before an error is printed too."""
     from kvarts.recogniser_options import recogniser_of
 
-    details = [name for name in ("breakdown", "confusions") if getattr(args, name)]
+    details = [name for name in ("breakdown", "confusions", "report") if getattr(args, name)]
     if details and (args.streaming or args.grammar is not None):
         args.usage_error(f"--{details[0]} goes without --streaming and --grammar")
     if args.predictions is not None:
@@ -453,21 +456,21 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--unknown-below or --false-accepts-per-hour, one of them, goes with --grammar")
     console = _console()
     manifests = name_manifests(args.manifest)
-    if args.output is not None:
-        _make_folder(args.output)
+    _make_places(args)
     if args.grammar is not None:
         return _run_grammar(args, manifests, console)
     recognizer = recogniser_of(args)
     if args.streaming:
         return _run_streaming(args, recognizer, manifests, console)
     evaluations: list[Evaluation] = []
+    about = {} if args.output is None and args.report is None else _about(args, recognizer)
     try:
         evaluate_manifests(
             recognizer,
             manifests,
             batch_duration_s=args.batch_duration_s,
             output=args.output,
-            about=None if args.output is None else _about(args, recognizer),
+            about=about,
             on_evaluation=evaluations.append,
             hot_phrases=_hot_phrases(recognizer),
             breakdown=args.breakdown,
@@ -478,7 +481,27 @@ def run(args: argparse.Namespace) -> int:
             _print_tables(evaluations, console)
     if args.output is not None:
         print(f"results: {args.output / 'results.json'}")
-    return 0
+    return _write_page(args, evaluations, about)
+
+
+def _make_places(args: argparse.Namespace) -> None:
+    """Before anything is recognised: what cannot be written must not be found out at the end."""
+    if args.output is not None:
+        _make_folder(args.output)
+    if args.report is not None:
+        if args.report.is_dir():
+            raise OutputError(f"--report {args.report}: is a folder; name a file in it")
+        _make_folder(args.report.parent)
+
+
+def _write_page(args: argparse.Namespace, evaluations: Sequence[Evaluation], about: Mapping[str, Any]) -> int:
+    from kvarts.report import described, report_written, write_report
+
+    if args.report is None:
+        return 0
+    sections = {evaluation.name: evaluation.scored for evaluation in evaluations}
+    written = write_report(args.report, sections, title=", ".join(sections), about=described({**_versions(), **about}))
+    return report_written(args.report, written)
 
 
 def _console() -> Console:
@@ -514,8 +537,7 @@ def _run_predictions(args: argparse.Namespace) -> int:
     given += ["--streaming"] * args.streaming + ["--grammar"] * (args.grammar is not None) + decoder_options(args)
     if given:
         args.usage_error(f"--predictions recognises nothing anew; leave out {', '.join(given)}")
-    if args.output is not None:
-        _make_folder(args.output)
+    _make_places(args)
     paths = name_predictions(args.predictions)
     read = {name: read_predictions(path) for name, path in paths.items()}
     by = tuple(groupings(args.breakdown, [one.fields for of_file in read.values() for one in of_file]))
@@ -529,7 +551,7 @@ def _run_predictions(args: argparse.Namespace) -> int:
         sources = {name: {"predictions": str(place.absolute())} for name, place in paths.items()}
         _write_results(path, evaluations, sources, {"command": args.command_line})
         print(f"results: {path}")
-    return 0
+    return _write_page(args, evaluations, {"command": args.command_line})
 
 
 def _hot_phrases(recognizer: Recognizer) -> tuple[str, ...]:
@@ -644,7 +666,9 @@ def name_predictions(paths: Sequence[Path]) -> dict[str, Path]:
         ConfigError: a file is given twice.
     """
     short = [path.stem.removesuffix("_pred") for path in paths]
-    return dict(zip(short, paths, strict=True)) if len(set(short)) == len(paths) else name_manifests(paths)
+    if len(set(short)) == len(paths):
+        return dict(zip(short, paths, strict=True))
+    return {name.removesuffix("_pred"): path for name, path in name_manifests(paths).items()}
 
 
 def _features_or_error(utterance: Utterance) -> NDArray[np.float32] | AudioError:

@@ -417,9 +417,10 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: predictions are given twice, or the page would take their place.
         OutputError: the page cannot be written.
     """
+    from kvarts.evaluate import name_predictions
     from kvarts.scored import read_predictions
 
-    names = _names(args.predictions)
+    names = name_predictions(args.predictions)
     if args.output.is_dir():
         raise OutputError(f"{args.output}: is a folder; name a file in it")
     if args.output.resolve() in {path.resolve() for path in args.predictions}:
@@ -434,25 +435,16 @@ def run(args: argparse.Namespace) -> int:
         worst_with_audio=args.audio,
         largest_mb=args.largest_mb,
     )
-    report_written(args.output, written)
-    return 1 if written.unreadable else 0
+    return report_written(args.output, written)
 
 
-def report_written(path: Path, written: Written) -> None:
-    """Says on the terminal where the page is, how large, and what sound is missing."""
+def report_written(path: Path, written: Written) -> int:
+    """Says on the terminal where the page is, how large, and what sound is missing; 1 if some could not be read."""
     if written.unreadable:
         print(f"kvarts: warning: {listing('sound that could not be read', written.unreadable)}", file=sys.stderr)
     missing = f", {written.left_out} left out for want of room" if written.left_out else ""
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, sound of {written.with_sound} utterances{missing})")
-
-
-def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Short names of predictions: «crowd» of crowd_pred.jsonl, with folders before it where two are called so."""
-    from kvarts.evaluate import name_manifests
-
-    names = name_manifests(paths)
-    short = {path.stem.removesuffix("_pred"): path for path in paths}
-    return short if len(short) == len(paths) else {name.removesuffix("_pred"): path for name, path in names.items()}
+    return 1 if written.unreadable else 0
 
 
 def _about(paths: Sequence[Path]) -> dict[str, str]:
@@ -477,11 +469,16 @@ def _results_of(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{results}: is not what kvarts evaluate writes; repair it, or move it away") from None
     if not manifests:
         return {"predictions": path}
+    return {**described(content), "manifest": manifests[0].get("manifest"), "predictions": path}
+
+
+def described(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json says of the model and the decoder, for the foot of the page: {"checkpoint sha256": …}."""
     flat: dict[str, Any] = {}
-    for name, value in content.items():
+    for name, value in results.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         flat.update({f"{name} {key}".strip().replace("_", " "): part for key, part in inner})
-    return {**flat, "manifest": manifests[0].get("manifest"), "predictions": path}
+    return flat
 
 
 def _count(text: str) -> int:
