@@ -12,15 +12,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
 from kvarts.alphabet import ALPHABET
-from kvarts.checkpoint import load_model
+from kvarts.audio import read_audio
+from kvarts.checkpoint import COURSE_BLOCKS, load_model, save_weights
+from kvarts.decoder import ConvDecoder
 from kvarts.encoder import QuartzNet
 from kvarts.features import FEATURE_SETTINGS
 from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import read_manifest, write_manifest
+from kvarts.model import QuartzNetCTC
 from kvarts.model_folder import CONFIG, FLOAT32, FORMAT_VERSION, INT8, TOKENS, tokens_text
 from kvarts.ngram import train
 from kvarts.onnx_graph import onnx_model
@@ -86,6 +90,28 @@ def test_augmentation(tmp_path: Path, data: Path) -> None:
     effects = figures["effects_ms_per_s"]
     assert {"log-mel", "Speed", "Room", "Noise", "Band", "Gain"} < effects.keys()
     assert all(cost > 0 for cost in effects.values())
+
+
+def test_rooms_measured_and_true(tmp_path: Path, data: Path) -> None:
+    """The test set keeps its time, the room is found, and all three models are tested."""
+    checkpoint = tmp_path / "weights.ckpt"
+    save_weights(QuartzNetCTC(QuartzNet(COURSE_BLOCKS), ConvDecoder(1024)), checkpoint)
+    speech = tmp_path / "speech"
+    shutil.copytree(data, speech)
+    shutil.copytree(speech / "val_opus", speech / "test_opus" / "crowd")
+    settings = ["trainer.max_steps=1", "data.batch_size=2", "trainer.log_every_n_steps=1"]
+    where = ("--weights", checkpoint, "--data", speech, "-o", tmp_path / "out", "--rooms", "1", "--noise-db", "60")
+    said = run("own_room.py", *settings, *where)
+    assert said.count("WER %") == 3
+    rows = read_manifest(tmp_path / "out" / "test" / "manifest.jsonl")
+    close = read_manifest(speech / "val_opus" / "manifest.jsonl")
+    for row, dry in zip(rows, close, strict=True):
+        heard, before = read_audio(row.audio_path), read_audio(dry.audio_path)
+        assert len(heard) == len(before)
+        spread = np.correlate(heard, before, "full")
+        assert abs(int(np.abs(spread).argmax()) - len(before) + 1) <= 16  # 1 ms
+    true, found = (json.loads((tmp_path / "out" / kind / "rooms.jsonl").read_text()) for kind in ("truth", "estimate"))
+    assert found["drr_db"] == pytest.approx(true["drr_db"], abs=1)
 
 
 def test_recognition(tmp_path: Path, data: Path) -> None:

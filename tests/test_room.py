@@ -32,7 +32,7 @@ from kvarts.room_response import (
     schroeder_rt60,
     whitening_filter,
 )
-from kvarts.rooms import read_noises, read_responses
+from kvarts.rooms import make_training_noise, read_noises, read_responses
 
 RATE = 16_000
 Samples = NDArray[np.float64]
@@ -292,6 +292,25 @@ def test_claps_that_follow_each_other_too_soon(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["babble", "fan", "pink"])
+def test_silence_in_a_noise_that_swings(kind: str, tmp_path: Path) -> None:
+    """Voices and gusts are no claps: all of the minute is noise to train with, and nothing before it."""
+    generator = np.random.default_rng(0)
+    claps = np.zeros(70 * RATE)
+    for start in (RATE, 3 * RATE, 5 * RATE, 7 * RATE):
+        heard = np.convolve(benchmark.make_clap("hand", generator), decaying(0.4, 20))
+        claps[start : start + len(heard)] += heard
+    loudest = np.convolve(claps**2, np.full(160, 1 / 160), "same").max()
+    noise = make_training_noise(kind, 3, 0, 70.0)
+    path = write(tmp_path / "room.wav", 0.002 * (claps + 10 ** (-35 / 20) * math.sqrt(loudest) * noise / noise.std()))
+    found = measure_recording(path)
+    assert [clap.time_s for clap in found.claps] == pytest.approx([1, 3, 5, 7], abs=0.01)
+    assert 7.2 < found.silence_s[0] < 8.5
+    assert found.silence_s[1] == 70
+    assert not found.warnings
+
+
 def test_silence_given_and_wrong(tmp_path: Path) -> None:
     path = write(tmp_path / "room.wav", recording(decaying(0.3, 5.0)))
     found = measure_recording(path, silence_s=(14, 18))

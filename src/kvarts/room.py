@@ -31,6 +31,7 @@ _LEVEL: Final = 160  # samples, 10 ms, of which a level is taken
 _LEAST_SILENCE_S = 2.0
 _GOOD_SILENCE_S = 20.0
 _SILENCE_DB = 6.0  # above the quietest tenth of the recording, over half a second, is still silence
+_SWING_DB = 6.0  # from the quietest tenth of an unsteady noise to its median, at most
 _KEPT_CLEAR_S = 0.5  # of the silence found, at both ends
 _LONGEST_S = 1.6  # of what is heard after a clap
 _SHORTEST_S = 0.4
@@ -258,8 +259,11 @@ def _silence(path: Path, recording: Samples, silence_s: Sequence[float] | None) 
         return start, end
     levels = (recording[: len(recording) // _LEVEL * _LEVEL].reshape(-1, _LEVEL) ** 2).mean(axis=1)
     smooth = np.convolve(levels, np.full(10, 0.1), "same")  # 0.1 s
-    floor = float(np.quantile(smooth, 0.1))
-    quiet = smooth <= 10 ** (_SILENCE_DB / 10) * max(floor, 1e-12)
+    floor, middle = (max(float(level), 1e-12) for level in np.quantile(smooth, [0.1, 0.5]))
+    swing_db = 10 * math.log10(middle / floor)
+    # Voices next door and gusts swing by some dB; where half of the recording is far louder, that is no noise.
+    limit_db = max(_SILENCE_DB, 4 * swing_db) if swing_db < _SWING_DB else _SILENCE_DB
+    quiet = smooth <= 10 ** (limit_db / 10) * floor
     edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet.astype(int), [0]])))
     stretches = edges.reshape(-1, 2)
     lengths = stretches[:, 1] - stretches[:, 0]
