@@ -271,8 +271,8 @@ def test_compare_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
     wer = [f"{100 * whole[key]:.2f}" for key in ("wer_a", "wer_b")]
     assert rows["set"][:4] == ["60", *wer, f"{100 * whole['wer_difference']['value']:+.2f}"]
     assert rows["near"][0] == rows["far"][0] == "30"
-    assert [group["name"] for group in found["by"]["groups"]] == ["far", "near"]
-    groups = found["by"]["groups"]
+    assert [group["name"] for group in found["by"]["domain"]] == ["far", "near"]
+    groups = found["by"]["domain"]
     assert sum(group["better"] for group in groups) == whole["better"]
     assert "B is better than A by" in printed
     assert f"better in B: 2 of {whole['better']}" in printed
@@ -297,10 +297,11 @@ def test_options_of_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     arguments = ["compare", str(first), str(second)]
     assert main(arguments) == 2
     assert "different utterances" in capsys.readouterr().err
-    assert main([*arguments, "--common", "--by", "snr_db", "--difference", "0.5", "--changes", "0"]) == 0
+    assert main([*arguments, "--common", "--by", "snr_db,length", "--difference", "0.5", "--changes", "0"]) == 0
     printed = capsys.readouterr().out
     assert "left out: a: 10 utterances of one or the other have no partner" in printed
-    assert "5 – 10" in printed
+    assert "5 – 10" in printed.split("by snr_db")[1]
+    assert "by length" in printed.split("by snr_db")[1]
     assert "To see a difference of 0.50 points takes some " in printed
     assert "Changed most" not in printed
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kvarts.breakdown import LEAST_UTTERANCES, groupings, groups, speakers_of
 from kvarts.error_counts import ErrorCounts, align_words, total
 from kvarts.errors import ManifestError, OutputError, listing
-from kvarts.evaluate import name_predictions
+from kvarts.evaluate import field_names, name_predictions
 from kvarts.files import atomic_text_writer
 from kvarts.recogniser_options import positive_number
 from kvarts.scored import Scored, read_predictions
@@ -282,9 +282,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--by",
-        metavar="FIELD",
-        default="domain",
-        help="also compare by length, snr or a field of the manifest (default: domain, where it is given)",
+        metavar="FIELDS",
+        type=field_names,
+        help="also compare by each of these, with commas between: length, snr, and any field of the manifest (default: "
+        "domain, where it is given)",
     )
     parser.add_argument(
         "--difference",
@@ -307,7 +308,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ManifestError: see `read_pairs`.
-        ConfigError: no line has the field of --by.
+        ConfigError: no line has a field of --by.
         AudioError: --by snr, and audio could not be measured.
         OutputError: --json is a folder, or could not be written.
     """
@@ -318,7 +319,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [compare(pairs, name=name) for name, pairs in sets.items()]
     if len(sets) > 1:
         rows.append(compare(every, name="together"))
-    parts = _parts(every, args.by)
+    parts = {field: _parts(every, field) for field in args.by} if args.by else _domains(every)
     size = set_size(every, None if args.difference is None else args.difference / 100)
     _print(args, rows, parts, left_out)
     print(verdict(rows[-1]))
@@ -333,7 +334,7 @@ def run(args: argparse.Namespace) -> int:
             "b": str(args.second.absolute()),
             "left_out": left_out,
             "sets": [row.as_json() for row in rows],
-            "by": {"field": args.by, "groups": [part.as_json() for part in parts]},
+            "by": {field: [group.as_json() for group in groups] for field, groups in parts.items()},
             "set_size": None if size is None else {**asdict(size), "power": POWER, "level": LEVEL},
             "changed": changed,
         }
@@ -345,20 +346,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parts(pairs: Sequence[Pair], field: str) -> list[Comparison]:
-    """By the values of a field; nothing where the default field is not given or has but one value."""
-    rows = [pair.first.fields for pair in pairs]
-    if field == "domain" and all(row.get(field) is None for row in rows):
-        return []
-    [grouping] = groupings([field], rows)
+    """By the values of a field."""
+    [grouping] = groupings([field], [pair.first.fields for pair in pairs])
     pair_of = {id(pair.first): pair for pair in pairs}
     found = groups([pair.first for pair in pairs], grouping)
-    if len(found) == 1 and field == "domain":
-        return []
     return [compare([pair_of[id(one)] for one in group.scored], name=group.label) for group in found]
 
 
+def _domains(pairs: Sequence[Pair]) -> dict[str, list[Comparison]]:
+    """By domain; nothing where it is not given, or but one is."""
+    if all(pair.first.fields.get("domain") is None for pair in pairs):
+        return {}
+    found = _parts(pairs, "domain")
+    return {"domain": found} if len(found) > 1 else {}
+
+
 def _print(
-    args: argparse.Namespace, rows: Sequence[Comparison], parts: Sequence[Comparison], left_out: Sequence[str]
+    args: argparse.Namespace,
+    rows: Sequence[Comparison],
+    parts: Mapping[str, Sequence[Comparison]],
+    left_out: Sequence[str],
 ) -> None:
     from rich.console import Console
 
@@ -367,8 +374,8 @@ def _print(
     for line in left_out:
         print(f"left out: {line}")
     console.print(comparison_table("", rows))
-    if parts:
-        console.print(comparison_table(f"by {args.by}", parts))
+    for field, found in parts.items():
+        console.print(comparison_table(f"by {field}", found))
 
 
 def comparison_table(title: str, rows: Sequence[Comparison]) -> Table:

@@ -391,7 +391,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     details.add_argument(
         "--breakdown",
         metavar="FIELDS",
-        type=_field_names,
+        type=field_names,
         default=(),
         help="scores by each of these, with commas between: length, snr (snr_db of the manifest, else estimated), and "
         "any field of the manifest: domain, speaker, rt60_s …",
@@ -745,7 +745,8 @@ def _make_folder(path: Path) -> None:
         raise write_error(path, error) from error
 
 
-def _field_names(text: str) -> list[str]:
+def field_names(text: str) -> list[str]:
+    """Names with commas between, as an argument of a command."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write names with commas between")
