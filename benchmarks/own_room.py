@@ -18,10 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from kvarts import cli
-from kvarts.audio import read_audio
-from kvarts.manifest import read_manifest, write_manifest
+from kvarts.manifest import write_manifest
 from kvarts.rooms import NOISES, ROOMS, make_training_noise, write_sound
-from kvarts.sample import level_like, mix, reverberate
 from room import KINDS, RATE, Samples, make_clap, make_room
 
 SILENCE_S = 60
@@ -45,7 +43,6 @@ def record(response: Samples, noise: Samples, args: argparse.Namespace, generato
 def make(folder: Path, args: argparse.Namespace) -> None:
     """The recordings, both room folders and the test set."""
     truth, rooms, noises = folder / "truth", [], []
-    responses: list[Samples] = []
     unheard: list[Samples] = []
     for number in range(args.rooms):
         room = make_room(FIRST_ROOM + number)
@@ -56,35 +53,28 @@ def make(folder: Path, args: argparse.Namespace) -> None:
         recording = record(room.response, noise[:end], args, np.random.default_rng([7, number]))
         write_sound(folder / f"room_{number}.wav", recording.astype(np.float32), "PCM_24")
         name = f"{number:04d}.flac"
-        direct = room.response[room.direct_sample :]
         scaled = 0.9 * room.response / np.abs(room.response).max()
         write_sound(truth / "rir" / name, scaled.astype(np.float32), "PCM_24")
         write_sound(truth / "noise" / name, noise[round(claps_s * RATE) : end].astype(np.float32), "PCM_24")
         where = {"direct_sample": room.direct_sample, "room": f"room_{number}"}
         rooms.append({"audio_filepath": f"rir/{name}", **where, "rt60_s": room.rt60_s, "drr_db": room.drr_db})
         noises.append({"audio_filepath": f"noise/{name}", "duration": SILENCE_S, "kind": kind})
-        responses.append(direct)
-        unheard.append(noise[end:] / noise[end:].std())
+        unheard.append(noise[end:].astype(np.float32))
         print(f"room_{number}: RT60 {room.rt60_s:.2f} s, DRR {room.drr_db:.1f} dB, {kind}")
     write_manifest(truth / ROOMS, rooms)
     write_manifest(truth / NOISES, noises)
     recordings = [str(folder / f"room_{number}.wav") for number in range(args.rooms)]
     command("room", "measure", *recordings, "-o", str(folder / "estimate"))
-    test = read_manifest(args.data / "test_opus" / "crowd" / "manifest.jsonl")
-    rows = []
-    for place, utterance in enumerate(test):
-        generator = np.random.default_rng([8, place])
-        number = place % args.rooms
-        dry = read_audio(utterance.audio_path)
-        start = int(generator.integers(len(unheard[number])))
-        noise = np.resize(np.roll(unheard[number], -start), len(dry))
-        snr_db = round(float(generator.uniform(*SNR_DB)), 1)
-        heard = level_like(mix(reverberate(dry, responses[number]), noise, snr_db), dry)
-        write_sound(folder / "test" / f"{place:04d}.flac", heard, "PCM_16")
-        # Not "room": these rooms are trained in, knowingly.
-        row = {"audio_filepath": f"{place:04d}.flac", "text": utterance.text, "duration": len(dry) / RATE}
-        rows.append({**row, "id": f"{place:04d}", "snr_db": snr_db, "place": f"room_{number}"})
-    write_manifest(folder / "test" / "manifest.jsonl", rows)
+    # The true responses again, under other names: these rooms are trained in, knowingly.
+    tested = [
+        {**row, "audio_filepath": f"../truth/{row['audio_filepath']}", "room": f"in {row['room']}"} for row in rooms
+    ]
+    write_manifest(folder / "tested" / ROOMS, tested)
+    for number, noise in enumerate(unheard):
+        write_sound(folder / "tested" / "noise" / f"{number:04d}.flac", noise, "PCM_24")
+    close = args.data / "test_opus" / "crowd" / "manifest.jsonl"
+    noisy = ["--noises", str(folder / "tested" / "noise"), "--snr-db", *map(str, SNR_DB)]
+    command("augment", "manifest", str(close), "--rooms", str(folder / "tested"), *noisy, "-o", str(folder / "test"))
 
 
 def command(*arguments: str) -> None:

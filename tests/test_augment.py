@@ -558,5 +558,97 @@ def test_mistakes_in_a_preview_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+# -------------------------------------------------------------------------------------------- a test set in rooms
+
+
+def test_a_manifest_in_rooms(tmp_path: Path, data: Path, rooms: Path, capsys: Any) -> None:
+    """Every utterance in time, as long as it was, in the room and the noise that its line names; the same each time."""
+    rows = [json.loads(line) for line in (rooms / "rooms.jsonl").read_text().splitlines()]
+    measured = tmp_path / "measured"
+    write_manifest(measured / "rooms.jsonl", [{**row, "distance_m": 2.5, "room": row["room"] + "!"} for row in rows])
+    for file in (*rooms.glob("rir/*"), *rooms.glob("noise/*")):
+        write(measured / file.relative_to(rooms), soundfile.read(file)[0])
+    command = ["augment", "manifest", str(data), "--rooms", str(rooms), str(measured), "--seed", "3"]
+    noise = ["--snr-db", "5", "20", "--noises", str(measured / "noise")]
+    for name in ("one", "two"):
+        assert cli.main([*command, *noise, "-o", str(tmp_path / name)]) == 0, capsys.readouterr().err
+    assert cli.main([*command, "-o", str(tmp_path / "quiet")]) == 0
+    by_room = {response.room: response for folder in (rooms, measured) for response in read_responses(folder)}
+    close = read_manifest(data)
+    noisy, again, quiet = (read_manifest(tmp_path / name / "manifest.jsonl") for name in ("one", "two", "quiet"))
+    for before, one, two, silent in zip(close, noisy, again, quiet, strict=True):
+        assert one.audio_path.read_bytes() == two.audio_path.read_bytes()
+        assert (one.text, one.utterance_id, one.duration_s) == (before.text, before.utterance_id, silent.duration_s)
+        dry, heard, wet = (read_audio(u.audio_path) for u in (before, one, silent))
+        assert len(dry) == len(heard) == len(wet)
+        response = by_room[one.fields["room"]]
+        expected = np.convolve(dry, response.samples)[response.lead : response.lead + len(dry)]
+        np.testing.assert_allclose(wet, expected * math.sqrt((dry @ dry) / (expected @ expected)), atol=1e-3)
+        assert one.fields["simulated"] is True
+        assert one.fields["room"] == silent.fields["room"]
+        assert one.fields.get("distance_m") == (2.5 if one.fields["room"].endswith("!") else None)
+        # 600 samples to 1/e of the amplitude.
+        assert one.fields["rt60_s"] == pytest.approx(3 * math.log(10) * 600 / RATE, rel=0.1)
+        late = response.samples[response.lead + 41 :].astype(float)
+        direct = response.samples[: response.lead + 41].astype(float)
+        drr_db = 10 * math.log10((direct @ direct) / (late @ late))
+        assert one.fields["drr_db"] == pytest.approx(drr_db, abs=0.06)
+        assert "snr_db" not in silent.fields
+        # As loud as before where nothing exceeds full scale; so the noise is what is left of it.
+        scale = (heard @ wet) / (wet @ wet)
+        left = heard - scale * wet
+        snr_db = 10 * math.log10(scale**2 * (wet @ wet) / (left @ left))
+        assert snr_db == pytest.approx(one.fields["snr_db"], abs=0.5)
+    assert len({u.fields["room"] for u in noisy}) > 1
+    held_out = speech_data(
+        tmp_path,
+        data,
+        sound=Sound([Room([str(rooms), str(measured)])]),
+        val_manifest=tmp_path / "one" / "manifest.jsonl",
+    )
+    with pytest.raises(ConfigError, match=r"which augment\.rooms has too"):
+        held_out.prepare()
+
+
+def test_a_room_that_does_not_ring_has_no_reverberation_time(tmp_path: Path, data: Path) -> None:
+    for name, response in (("impulse", impulse(1, 0)), ("echo", impulse(900, 0) + 0.2 * impulse(900, 899))):
+        write(tmp_path / name / "response.wav", response)
+        out = tmp_path / f"{name}_out"
+        assert cli.main(["augment", "manifest", str(data), "--rooms", str(tmp_path / name), "-o", str(out)]) == 0
+        for before, after in zip(read_manifest(data), read_manifest(out / "manifest.jsonl"), strict=True):
+            assert "rt60_s" not in after.fields
+            if name == "impulse":
+                dry, heard = read_audio(before.audio_path), read_audio(after.audio_path)
+                np.testing.assert_allclose(heard, dry, atol=2 / 32768)
+
+
+def test_mistakes_with_a_manifest_are_one_line(tmp_path: Path, data: Path, rooms: Path, capsys: Any) -> None:
+    out = str(tmp_path / "out")
+    for arguments, message in (
+        ([str(data), "--rooms", str(rooms), "-o", str(tmp_path)], "exists; give a new folder"),
+        ([str(data), "--rooms", str(rooms), "-o", out, "--noises", "x"], "--noises goes with --snr-db"),
+        ([str(data), "--rooms", str(rooms), "-o", out, "--snr-db", "9", "5"], "two rising numbers"),
+        ([str(data), "--rooms", "/none/such", "-o", out], "/none/such: no such folder"),
+        ([str(tmp_path / "none"), "--rooms", str(rooms), "-o", out], "no such manifest"),
+        ([str(data), "--rooms", str(rooms), "-o", out, "--seed", "-1"], "--seed -1"),
+    ):
+        assert cli.main(["augment", "manifest", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not Path(out).exists()
+
+
+def test_a_broken_file_costs_the_others_nothing(tmp_path: Path, data: Path, rooms: Path, capsys: Any) -> None:
+    close = read_manifest(data)
+    lines = [{"audio_filepath": str(u.audio_path), "text": u.text, "duration": u.duration_s} for u in close]
+    lines[1]["audio_filepath"] = str(tmp_path / "gone.opus")
+    write_manifest(tmp_path / "m.jsonl", lines)
+    out = tmp_path / "out"
+    assert cli.main(["augment", "manifest", str(tmp_path / "m.jsonl"), "--rooms", str(rooms), "-o", str(out)]) != 0
+    assert f"{tmp_path / 'm.jsonl'}:2" in capsys.readouterr().err
+    assert len(read_manifest(out / "manifest.jsonl")) == len(close) - 1
+
+
 def test_responses_are_read_once(rooms: Path) -> None:
     assert [response.room for response in read_responses(rooms)] == ["training 0", "training 1"]

@@ -1,4 +1,4 @@
-"""``kvarts augment``: rooms and noises to train with, and what training makes of a recording."""
+"""``kvarts augment``: rooms and noises to train with, what training makes of a recording, and test sets in rooms."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from kvarts.errors import AudioError, ConfigError
+from kvarts.errors import AudioError, ConfigError, listing
 from kvarts.files import atomic_text_writer, atomic_writer
+from kvarts.frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from kvarts.rooms import Response
+    from kvarts.sound import Drawn, Effect
 
 _STYLE: Final = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
@@ -26,7 +30,7 @@ td { vertical-align: top; } img { max-width: 100%; } code { overflow-wrap: anywh
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `kvarts augment rooms` and `kvarts augment preview`."""
+    """The arguments of `kvarts augment rooms`, `preview` and `manifest`."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="action", required=True)
     rooms = commands.add_parser("rooms", help="simulate rooms and noises to train with")
     rooms.description = (
@@ -57,12 +61,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         help="a setting of training, as main.py takes it; may be repeated (augment=farfield)",
     )
+    manifest = commands.add_parser("manifest", help="put the utterances of a manifest into rooms: a test set")
+    manifest.description = (
+        "Writes each utterance of a manifest as a microphone in one of the rooms hears it, as long and as loud as it "
+        "was, and a manifest that says of each which room it is and how far, how reverberant and how noisy. A run that "
+        "trains in these rooms refuses it as a test set."
+    )
+    manifest.add_argument("manifest", type=Path, help="close speech")
+    manifest.add_argument(
+        "--rooms", type=Path, nargs="+", required=True, metavar="DIR", help="room folders, simulated or measured"
+    )
+    manifest.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    manifest.add_argument(
+        "--snr-db", type=float, nargs=2, metavar=("LOW", "HIGH"), help="with noise of the folders so far below (none)"
+    )
+    manifest.add_argument(
+        "--noises", type=Path, nargs="+", metavar="DIR", help="with --snr-db: noise of these folders in place of theirs"
+    )
+    manifest.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (0)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: must be a whole number from 0 on")
-    return _rooms(args) if args.action == "rooms" else _preview(args)
+    actions = {"rooms": _rooms, "preview": _preview, "manifest": _manifest}
+    return actions[args.action](args)
 
 
 def _rooms(args: argparse.Namespace) -> int:
@@ -83,6 +106,78 @@ def _check_positive(args: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: must be a whole number from 1 on")
+
+
+def _manifest(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from kvarts.audio import read_audio
+    from kvarts.manifest import read_manifest, write_manifest
+    from kvarts.progress import progress_bar
+    from kvarts.rooms import write_sound
+    from kvarts.sound import Noise, Room, carried_out
+
+    if args.output.exists():
+        raise ConfigError(f"{args.output} exists; give a new folder")
+    if args.noises is not None and args.snr_db is None:
+        raise ConfigError("--noises goes with --snr-db; say how loud they shall be")
+    utterances = read_manifest(args.manifest)
+    room = Room([str(folder) for folder in args.rooms])
+    noise = None if args.snr_db is None else Noise([str(one) for one in args.noises or args.rooms], args.snr_db)
+    rows: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    with progress_bar("utterances", len(utterances)) as advance:
+        for number, utterance in enumerate(utterances):
+            advance(1)
+            draw = np.random.default_rng((args.seed, number))
+            heard_in = room.draw(draw)
+            response = room.response(heard_in)
+            plan: list[tuple[Effect, Drawn]] = [(room, heard_in)]
+            noisy: Drawn = {}
+            if noise is not None:
+                noisy = noise.draw(draw)
+                plan.append((noise, noisy))
+            try:
+                heard = carried_out(plan, read_audio(utterance.audio_path))
+            except AudioError as error:
+                unreadable.append(f"{utterance.where}: {error}")
+                continue
+            name = f"audio/{number + 1:06d}.flac"
+            write_sound(args.output / name, heard, "PCM_16")
+            rows.append(
+                {
+                    **utterance.fields,
+                    "audio_filepath": name,
+                    "duration": len(heard) / SAMPLE_RATE,
+                    "id": utterance.utterance_id,
+                    "simulated": True,
+                    **_described(response),
+                    **({"snr_db": noisy["snr_db"], "noise": noisy["kind"]} if noisy else {}),
+                }
+            )
+    if rows:
+        write_manifest(args.output / "manifest.jsonl", rows)
+        print(f"{args.output / 'manifest.jsonl'}: {len(rows)} utterances in {len({row['room'] for row in rows})} rooms")
+    if unreadable:
+        raise AudioError(listing("utterances that could not be read, and are not in it", unreadable))
+    return 0
+
+
+def _described(response: Response) -> dict[str, Any]:
+    """What a manifest says of a room; of one that does not ring, such as an echo, only its name and the distance."""
+    import numpy as np
+
+    from kvarts.room_response import decay_curve_db, drr_db, schroeder_rt60
+
+    samples = response.samples.astype(np.float64)
+    curve = decay_curve_db(samples[response.lead :])
+    fitted = curve[(curve <= -5) & (curve >= -35)]
+    rings = {}
+    if len(fitted) > 1 and fitted[0] - fitted[-1] > 10:
+        rt60_s = schroeder_rt60(samples[response.lead :])
+        rings = {"rt60_s": round(rt60_s, 2), "drr_db": round(drr_db(samples, response.lead), 1)}
+    distance = {} if response.distance_m is None else {"distance_m": response.distance_m}
+    return {"room": response.room, **rings, **distance}
 
 
 # -------------------------------------------------------------------------------------------------------- a preview

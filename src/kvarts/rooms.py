@@ -20,7 +20,7 @@ import multiprocessing
 import random
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -55,13 +55,14 @@ class Response:
     """A room response: from the mouth to the microphone.
 
     `lead` samples of `samples` ((samples,) float32) lie before the direct path's peak, which is 1 or -1 high unless a
-    reflection is higher: then that is.
+    reflection is higher: then that is. `distance_m`, from mouth to microphone, is None where nobody wrote it down.
     """
 
     samples: Waveform = field(repr=False)
     lead: int
     room: str
     path: Path
+    distance_m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,13 @@ def read_responses(folder: Path) -> list[Response]:
             direct_sample = row.get("direct_sample")
             if direct_sample is not None and type(direct_sample) is not int:
                 raise ConfigError(f'{where}: "direct_sample" is {direct_sample!r}; make it a whole number')
+            distance_m = row.get("distance_m")
+            if distance_m is not None and type(distance_m) not in (int, float):
+                raise ConfigError(f'{where}: "distance_m" is {distance_m!r}; make it a number, or leave it out')
             try:
                 samples = read_audio(path)
                 direct = direct_sample_of(samples) if direct_sample is None else direct_sample
-                responses.append(as_response(samples, direct, room, path))
+                responses.append(replace(as_response(samples, direct, room, path), distance_m=distance_m))
             except AudioError as error:
                 bad.append(f"{where}: {error}")
     else:

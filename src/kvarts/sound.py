@@ -53,7 +53,9 @@ _CODECS = {  # libsndfile's names
 class Effect(Protocol):
     """What can be done to a waveform."""
 
-    probability: float
+    @property
+    def probability(self) -> float:
+        """That an utterance gets it."""
 
     def draw(self, draw: np.random.Generator) -> Drawn:
         """Values for one utterance."""
@@ -127,8 +129,12 @@ class Room:
         response = self._responses[folder][number]
         return {"folder": folder, "response": number, "room": response.room, "file": str(response.path)}
 
+    def response(self, drawn: Drawn) -> Response:
+        """The one that was drawn."""
+        return self._responses[drawn["folder"]][drawn["response"]]
+
     def apply(self, waveform: Waveform, drawn: Drawn) -> Waveform:
-        response = self._responses[drawn["folder"]][drawn["response"]]
+        response = self.response(drawn)
         return _like(convolve(waveform, response.samples, response.lead), waveform)
 
 
