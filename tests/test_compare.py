@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binomtest, bootstrap
 
 from kvarts.cli import main
@@ -304,6 +305,16 @@ def test_options_of_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "by length" in printed.split("by snr_db")[1]
     assert "To see a difference of 0.50 points takes some " in printed
     assert "Changed most" not in printed
+
+    picture = tmp_path / "deep" / "parts.png"
+    assert main([*arguments, "--common", "--by", "snr_db,length", "--picture", str(picture)]) == 0
+    assert f"picture: {picture}" in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert image.size == (990, 440)
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    with pytest.raises(SystemExit):
+        main([*arguments, "--common", "--picture", str(picture)])
+    assert "--picture goes with --by" in capsys.readouterr().err
 
     assert main([*arguments, "--common", "--by", "room"]) == 2
     assert capsys.readouterr().err.startswith(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvarts.breakdown import LEAST_UTTERANCES, groupings, groups, speakers_of
+from kvarts.breakdown import LEAST_UTTERANCES, groupings, groups, intervals, speakers_of
 from kvarts.error_counts import ErrorCounts, align_words, total
 from kvarts.errors import ManifestError, OutputError, listing
 from kvarts.evaluate import field_names, name_predictions
@@ -301,6 +301,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the N utterances that got better most, and the N that got worse most (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it, and every text that changed, there")
+    parser.add_argument(
+        "--picture", metavar="PNG", type=Path, help="draw both WERs with their 95 %% intervals, by the fields of --by"
+    )
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -310,10 +314,15 @@ def run(args: argparse.Namespace) -> int:
         ManifestError: see `read_pairs`.
         ConfigError: no line has a field of --by.
         AudioError: --by snr, and audio could not be measured.
-        OutputError: --json is a folder, or could not be written.
+        OutputError: --json or --picture is a folder, or could not be written.
     """
-    if args.json is not None and args.json.is_dir():
-        raise OutputError(f"{args.json}: is a folder; name a file in it")
+    for path in (args.json, args.picture):
+        if path is not None and path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file in it")
+    if args.picture is not None:
+        if not args.by:
+            args.usage_error("--picture goes with --by")
+        import matplotlib  # noqa: F401  # if it is not installed, say so before any work is done
     sets, left_out = read_pairs(args.first, args.second, common=args.common)
     every = [pair for pairs in sets.values() for pair in pairs]
     rows = [compare(pairs, name=name) for name, pairs in sets.items()]
@@ -342,15 +351,23 @@ def run(args: argparse.Namespace) -> int:
             json.dump(content, file, ensure_ascii=False, indent=2)
             file.write("\n")
         print(f"comparison: {args.json}")
+    if args.picture is not None:
+        draw_parts(every, args.by, (str(args.first), str(args.second)), args.picture)
+        print(f"picture: {args.picture}")
     return 0
 
 
 def _parts(pairs: Sequence[Pair], field: str) -> list[Comparison]:
     """By the values of a field."""
+    return [compare(members, name=label) for label, members in _members(pairs, field)]
+
+
+def _members(pairs: Sequence[Pair], field: str) -> list[tuple[str, list[Pair]]]:
+    """The pairs of each value or range of a field, with what it is called."""
     [grouping] = groupings([field], [pair.first.fields for pair in pairs])
     pair_of = {id(pair.first): pair for pair in pairs}
     found = groups([pair.first for pair in pairs], grouping)
-    return [compare([pair_of[id(one)] for one in group.scored], name=group.label) for group in found]
+    return [(group.label, [pair_of[id(one)] for one in group.scored]) for group in found]
 
 
 def _domains(pairs: Sequence[Pair]) -> dict[str, list[Comparison]]:
@@ -400,6 +417,43 @@ def comparison_table(title: str, rows: Sequence[Comparison]) -> Table:
             f"{100 * row.cer.value:+.2f}",
         )
     return table
+
+
+def draw_parts(pairs: Sequence[Pair], fields: Sequence[str], names: tuple[str, str], path: Path) -> None:
+    """WER of both with their 95 % intervals by each field, a panel each, as PNG.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from kvarts.files import atomic_writer
+
+    figure = Figure(figsize=(1 + 4 * len(fields), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+    for panel, field in zip(panels, fields, strict=True):
+        found = _members(pairs, field)
+        for side, name in enumerate(names):
+            parts = [[(pair.first, pair.second)[side] for pair in members] for _, members in found]
+            wer = [100 * total([one.words for one in part]).rate for part in parts]
+            ends = [intervals(part)["wer"] for part in parts]
+            bars = [
+                (0.0, 0.0) if pair is None else (rate - 100 * pair[0], 100 * pair[1] - rate)
+                for rate, pair in zip(wer, ends, strict=True)
+            ]
+            places = np.arange(len(found)) + 0.14 * (2 * side - 1)
+            panel.errorbar(places, wer, np.abs(np.transpose(bars)), fmt="os"[side], capsize=3, label=name)
+        panel.set_xticks(range(len(found)), [f"{label}\n{len(members)}" for label, members in found], fontsize=8)
+        panel.set(xlabel=f"{field}, utterances", xlim=(-0.6, len(found) - 0.4))
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set(ylabel="WER, %")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def p_text(p: float) -> str:
