@@ -560,7 +560,7 @@ def test_the_page_is_that_of_report(
         if page == at_once:
             assert told.items() <= about.items()
             assert told["checkpoint sha256"] == sha256(Path(coarse).read_bytes()).hexdigest()
-    assert at_once.read_text(encoding="utf-8").count('id="a') == len(expected["rows"]) == 15
+    assert at_once.read_text(encoding="utf-8").count('type="text/plain" id="a') == len(expected["rows"]) == 15
 
 
 def test_a_page_that_cannot_be_is_told_before_the_work(

@@ -500,7 +500,8 @@ def _write_page(args: argparse.Namespace, evaluations: Sequence[Evaluation], abo
     if args.report is None:
         return 0
     sections = {evaluation.name: evaluation.scored for evaluation in evaluations}
-    written = write_report(args.report, sections, title=", ".join(sections), about=described({**_versions(), **about}))
+    told = described({"kvarts_version": __version__, **about})
+    written = write_report(args.report, sections, title=", ".join(sections), about=told)
     return report_written(args.report, written)
 
 
