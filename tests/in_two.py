@@ -17,8 +17,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 ENGINES = ("test_export", "test_recogniser", "test_transcribe")
 WITH_ENGINES = (
-    *("test_benchmarks", "test_data_check", "test_data_import", "test_docs", "test_package", "test_report", "test_room"),
-    "test_spoken",
+    *("test_benchmarks", "test_data_check", "test_data_import", "test_docs", "test_package", "test_report"),
+    *("test_room", "test_spoken"),
 )
 _NOTHING_CHOSEN = 5  # pytest's exit code
 
