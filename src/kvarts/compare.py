@@ -7,6 +7,7 @@ is drawn anew, or swapped, is therefore an utterance with both its results, or a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -308,6 +309,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Compares as the arguments say, and prints; exceptions are those of `_run`."""
+    # The search for reference cycles goes through all utterances again and again, of twice 10,000 for 0.4 of 2.4 s.
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(args)
+    finally:
+        if is_on:
+            gc.enable()
+
+
+def _run(args: argparse.Namespace) -> int:
     """Compares as the arguments say, and prints.
 
     Raises:

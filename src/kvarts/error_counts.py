@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvarts.text import normalise
+
+if TYPE_CHECKING:
+    from rapidfuzz.distance import Editops
 
 _LARGEST_TABLE: Final = 2_000_000  # cells that an alignment may fill, 2 s; an utterance of 30 s takes some 10,000
 _GAP: Final = 0.5  # how unlike a missed or inserted word is: two are as bad as one pair of words with nothing in common
@@ -75,12 +78,18 @@ def normalised_errors(reference: str, text: str) -> tuple[ErrorCounts, ErrorCoun
 def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
     if reference == hypothesis:
         return ErrorCounts(reference_length=len(reference))
-    # Imported here so that the command line starts without it where only recognition is installed.
+    # Tuples: to make an object of each edit takes twice as long.
+    kinds = [kind for kind, _, _ in _editops()(reference, hypothesis).as_list()]
+    return ErrorCounts(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
+
+
+@functools.cache
+def _editops() -> Callable[[Sequence[str], Sequence[str]], Editops]:
+    # Imported late, so that the command line starts without it where only recognition is installed; and once, for an
+    # import of what is there already takes as long as the edits of a short text.
     from rapidfuzz.distance import Levenshtein
 
-    # Tuples: to make an object of each edit takes twice as long.
-    kinds = [kind for kind, _, _ in Levenshtein.editops(reference, hypothesis).as_list()]
-    return ErrorCounts(kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference))
+    return Levenshtein.editops
 
 
 def align_words(reference: str, text: str) -> list[tuple[str, str]]:
