@@ -1,10 +1,11 @@
 """How well rooms are measured from claps: errors of RT60 and DRR over random simulated rooms.
 
     python benchmarks/room.py [--rooms 60] [--claps 4] [--noise-db 20 30 40] [--kinds burst decay hand double impulse]
-                              [--sweep] [-o FILE]
+                              [--sweep] [--folder DIR] [-o FILE]
 
 Rooms are pyroomacoustics' shoeboxes, of three kinds: walls alike at all frequencies, with the air's absorption, and
-walls that absorb high frequencies more; RT60 from 0.2 to 1 s, DRR from -6 to 8 dB. The noise is pink, and so far below
+walls that absorb high frequencies more; RT60 from 0.2 to 1 s, DRR from -6 to 8 dB. Or, with --folder, the responses of
+a room folder, such as one of `kvarts augment rooms`, whose walls also scatter. The noise is pink, and so far below
 the 10 ms of a clap that are loudest in the room. RT60 (T30) and DRR of the response put in are compared with what
 `kvarts room measure` makes of the recording: RT60 on all frequencies and, because claps say nothing of what is lower,
 from 177 Hz on. Writes a JSON line for each measurement.
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from kvarts.errors import AudioError
 from kvarts.room import measure_recording
 from kvarts.room_response import LEAD, drr_db, exponential_sweep, in_bands, schroeder_rt60
+from kvarts.rooms import read_responses
 
 RATE = 16_000
 KINDS = ("burst", "decay", "hand", "double", "impulse")
@@ -76,11 +78,15 @@ def make_room(seed: int) -> Room:
         response = np.asarray(box.rir[0][0], dtype=np.float64)
         arrival = distance_m / box.c * RATE + pra.constants.get("frac_delay_length") // 2
         direct = round(arrival) - 2 + int(np.argmax(np.abs(response[round(arrival) - 2 : round(arrival) + 3])))
-        above = in_bands(response)[1:].sum(axis=0)[direct - 40 :]
-        rt60_s = schroeder_rt60(response[direct - 40 :])
-        room = Room(response, direct, rt60_s, schroeder_rt60(above), drr_db(response, direct), kind)
+        room = described(response, direct, kind)
         if 0.2 <= room.rt60_s <= 1 and -6 <= room.drr_db <= 8:
             return room
+
+
+def described(response: Samples, direct: int, kind: str) -> Room:
+    above = in_bands(response)[1:].sum(axis=0)[max(direct - 40, 0) :]
+    rt60_s = schroeder_rt60(response[max(direct - 40, 0) :])
+    return Room(response, direct, rt60_s, schroeder_rt60(above), drr_db(response, direct), kind)
 
 
 def band(sound: Samples, low_hz: float, high_hz: float) -> Samples:
@@ -140,10 +146,16 @@ def main() -> None:
     parser.add_argument("--noise-db", type=float, nargs="+", default=[20, 30, 40])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="each room gets one, in turn")
     parser.add_argument("--sweep", action="store_true", help="play a sweep of 5 s instead")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="measure in these rooms, evenly chosen responses")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE")
     args = parser.parse_args()
     sweep = exponential_sweep(5, RATE) if args.sweep else None
-    rooms = [make_room(seed) for seed in range(args.rooms)]
+    if args.folder is None:
+        rooms = [make_room(seed) for seed in range(args.rooms)]
+    else:
+        found = read_responses(args.folder)
+        chosen = found[:: max(1, len(found) // args.rooms)][: args.rooms]
+        rooms = [described(one.samples.astype(np.float64), one.lead, one.room) for one in chosen]
     with tempfile.TemporaryDirectory() as folder, args.output.open("w") if args.output else nullcontext() as file:
         for noise_db in args.noise_db:
             errors = []
