@@ -51,19 +51,19 @@ def make(folder: Path, args: argparse.Namespace) -> None:
         noise = make_training_noise(kind, FIRST_ROOM, number, claps_s + 2 * SILENCE_S).astype(np.float64)
         end = round((claps_s + SILENCE_S) * RATE)
         recording = record(room.response, noise[:end], args, np.random.default_rng([7, number]))
-        write_sound(folder / f"room_{number}.wav", recording.astype(np.float32), "PCM_24")
+        write_sound(folder / f"own_{number}.wav", recording.astype(np.float32), "PCM_24")
         name = f"{number:04d}.flac"
         scaled = 0.9 * room.response / np.abs(room.response).max()
         write_sound(truth / "rir" / name, scaled.astype(np.float32), "PCM_24")
         write_sound(truth / "noise" / name, noise[round(claps_s * RATE) : end].astype(np.float32), "PCM_24")
-        where = {"direct_sample": room.direct_sample, "room": f"room_{number}"}
+        where = {"direct_sample": room.direct_sample, "room": f"own_{number}"}
         rooms.append({"audio_filepath": f"rir/{name}", **where, "rt60_s": room.rt60_s, "drr_db": room.drr_db})
         noises.append({"audio_filepath": f"noise/{name}", "duration": SILENCE_S, "kind": kind})
         unheard.append(noise[end:].astype(np.float32))
-        print(f"room_{number}: RT60 {room.rt60_s:.2f} s, DRR {room.drr_db:.1f} dB, {kind}")
+        print(f"own_{number}: RT60 {room.rt60_s:.2f} s, DRR {room.drr_db:.1f} dB, {kind}")
     write_manifest(truth / ROOMS, rooms)
     write_manifest(truth / NOISES, noises)
-    recordings = [str(folder / f"room_{number}.wav") for number in range(args.rooms)]
+    recordings = [str(folder / f"own_{number}.wav") for number in range(args.rooms)]
     command("room", "measure", *recordings, "-o", str(folder / "estimate"))
     # The true responses again, under other names: these rooms are trained in, knowingly.
     tested = [
