@@ -20,7 +20,7 @@ import numpy as np
 from kvarts import cli
 from kvarts.manifest import write_manifest
 from kvarts.rooms import NOISES, ROOMS, make_training_noise, write_sound
-from room import KINDS, RATE, Samples, make_clap, make_room
+from room import KINDS, RATE, Samples, loudest, make_clap, make_room
 
 SILENCE_S = 60
 KINDS_OF_NOISE = ("fan", "babble", "pink")
@@ -35,8 +35,7 @@ def record(response: Samples, noise: Samples, args: argparse.Namespace, generato
         heard = np.convolve(make_clap(args.kind, generator) * generator.uniform(0.7, 1.3), response)
         start = RATE + round(2.5 * RATE * number)
         claps[start : start + len(heard)] += heard
-    loudest = float(np.convolve(claps**2, np.full(160, 1 / 160), "same").max())
-    recording = claps + noise / noise.std() * np.sqrt(loudest) * 10 ** (-args.noise_db / 20)
+    recording = claps + noise / noise.std() * np.sqrt(loudest(claps)) * 10 ** (-args.noise_db / 20)
     return np.asarray(0.7 * recording / np.abs(recording).max())
 
 

@@ -125,17 +125,21 @@ def pink(samples: int, generator: np.random.Generator) -> Samples:
     return np.asarray(noise / noise.std())
 
 
+def loudest(sound: Samples) -> float:
+    """The mean square of the 10 ms of it that are loudest."""
+    return float(np.convolve(sound**2, np.full(160, 1 / 160), "same").max())
+
+
 def make_recording(room: Room, excitations: Sequence[Samples], noise_db: float, seed: int) -> Samples:
     """Each sound in the room, 2 s and more apart, and 10 s of silence; 0.7 is the highest peak."""
     generator = np.random.default_rng(seed)
-    parts, loudest = [np.zeros(RATE)], 0.0
+    parts, power = [np.zeros(RATE)], 0.0
     for excitation in excitations:
         heard = np.convolve(excitation * generator.uniform(0.7, 1.3), room.response)
-        levels = np.convolve(heard**2, np.full(160, 1 / 160), "same")
-        loudest = max(loudest, float(levels.max()))
+        power = max(power, loudest(heard))
         parts += [heard, np.zeros(2 * RATE + int(generator.integers(0, 4000)))]
     recording = np.concatenate([*parts, np.zeros(10 * RATE)])
-    recording += math.sqrt(loudest) * 10 ** (-noise_db / 20) * pink(len(recording), generator)
+    recording += math.sqrt(power) * 10 ** (-noise_db / 20) * pink(len(recording), generator)
     return np.asarray(0.7 * recording / np.abs(recording).max())
 
 

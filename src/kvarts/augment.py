@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from kvarts.rooms import Response
     from kvarts.sound import Drawn, Effect
 
+# What a manifest may say of the room and the noise before: of others than the utterance is put into.
+_OF_A_ROOM: Final = frozenset(
+    {"room", "room_dims_m", "rt60_s", "rt60_asked_s", "drr_db", "distance_m", "snr_db", "noise"}
+)
 _STYLE: Final = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 table { border-collapse: collapse; margin: 0.5em 0; } td { padding: 0.3em 0.8em; border-bottom: 1px solid #8884; }
@@ -109,6 +113,7 @@ def _check_positive(args: argparse.Namespace, *names: str) -> None:
 
 
 def _manifest(args: argparse.Namespace) -> int:
+    """Raises AudioError for utterances that could not be read, once all others are written."""
     import numpy as np
 
     from kvarts.audio import read_audio
@@ -142,12 +147,12 @@ def _manifest(args: argparse.Namespace) -> int:
             except AudioError as error:
                 unreadable.append(f"{utterance.where}: {error}")
                 continue
-            name = f"audio/{number + 1:06d}.flac"
-            write_sound(args.output / name, heard, "PCM_16")
+            audio = f"audio/{number + 1:06d}.flac"
+            write_sound(args.output / audio, heard, "PCM_16")
             rows.append(
                 {
-                    **utterance.fields,
-                    "audio_filepath": name,
+                    **{name: value for name, value in utterance.fields.items() if name not in _OF_A_ROOM},
+                    "audio_filepath": audio,
                     "duration": len(heard) / SAMPLE_RATE,
                     "id": utterance.utterance_id,
                     "simulated": True,
