@@ -310,7 +310,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compares as the arguments say, and prints; exceptions are those of `_run`."""
-    # The search for reference cycles goes through all utterances again and again, of twice 10,000 for 0.4 of 2.4 s.
+    # The search for reference cycles goes through all utterances again and again, of twice 10,000 for 0.2 of 1.9 s.
     is_on = gc.isenabled()
     gc.disable()
     try:

@@ -149,7 +149,7 @@ def utterance_of(content: bytes, manifest: Path, line: int) -> Utterance:
 
 @functools.lru_cache(maxsize=8)
 def _folder_of(manifest: Path) -> Path:
-    # Asked for with every line: to take the parent of a path anew takes a tenth of what reading a line does.
+    # Asked for with every line: to take the parent of a path anew is 6 % of what reading a line takes.
     return manifest.parent
 
 
