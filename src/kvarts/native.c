@@ -1,7 +1,7 @@
 /* What no library does fast enough for packed frames (rows, channels), float32 or bfloat16: the depthwise convolution,
    and batch normalisation with what follows it; forward and all gradients. See kvarts/native.py.
 
-   Depthwise convolution. A task is one utterance (in the backward pass all of them) and 16 channels. It gathers its
+   Depthwise convolution. A task is one utterance (in the backward pass all of them) and the channels of a register. It gathers its
    columns into a buffer of its own, float32, with zeros before and after, because rows of a power of two bytes would
    fall on each other in the cache; then sums stay in registers while the taps slide over the buffer. Frames t,
    t + dilation, … meet only each other, so a dilated convolution is `dilation` undilated ones.
@@ -25,12 +25,16 @@
 #define HAS_PAIRS 0
 #endif
 
-#define LANES 16 /* channels of a task */
+/* Channels of a task: as many as a register holds. Of vectors longer than that GCC 12 keeps the sums in memory, which
+   took 5 times as long (16 channels with AVX2: 7 to 9 GFLOP/s on two cores of an AMD EPYC, 8 channels: 37 to 66). */
 #if defined(__AVX512F__)
-#define TILE 12 /* sums held at a time, of 32 registers: with 16 and more GCC 12 begins to keep them in memory */
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
 #else
-#define TILE 6 /* a sum takes two of 16 registers (AVX2) or four of 32 (Arm) */
+#define LANES 4 /* SSE, Arm */
 #endif
+#define TILE 12 /* sums held at a time, of 16 or 32 registers: with more GCC 12 begins to keep them in memory */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
@@ -64,7 +68,7 @@ static inline void store(void *rows, int64_t index, int bf16, vec v) {
     }
 }
 
-/* 16 numbers of each of `frames` rows, from `index` on, `pitch` apart, with `margin` zero vectors before and after. */
+/* As many numbers as a register holds, of each of `frames` rows, from `index` on, `pitch` apart, with `margin` zero vectors before and after. */
 static void gather(vec *buffer, const void *rows, int64_t index, int64_t pitch, int64_t frames, int64_t margin,
                    int bf16) {
     memset(buffer, 0, margin * sizeof *buffer);
@@ -81,7 +85,7 @@ static void gather_pairs(vec *buffer, const void *rows, int64_t index, int64_t p
         buffer[t] = (vec)(((words)buffer[t] >> 16) | (t + 1 < room ? (words)buffer[t + 1] : (words){0}));
 }
 
-/* taps[0], taps[1], … of 16 channels in steps of `step` floats; in pairs the last, odd one pairs with 0. */
+/* taps[0], taps[1], … of a task's channels in steps of `step` floats; in pairs the last, odd one pairs with 0. */
 static void gather_taps(vec *taps, const float *weight, int64_t step, int64_t kernel, const int pairs) {
     for (int64_t j = 0; j < kernel; j += 1 + pairs) {
         const vec tap = load(weight, j * step, 0);
@@ -164,9 +168,7 @@ INLINE void correlate(vec *total, const vec *x, const vec *grad, int64_t frames,
     for (; kernel - j >= number; j += number)                                                                          \
     slide(total + j, x + j, grad, frames, pairs, number)
     CORRELATE(TILE);
-#if TILE > 9
     CORRELATE(9);
-#endif
     CORRELATE(3);
     CORRELATE(1);
 }
@@ -186,7 +188,7 @@ static int64_t of_phase(int64_t frames, int64_t phase, int64_t dilation) {
     return (frames - phase + dilation - 1) / dilation;
 }
 
-/* One utterance, 16 channels from number `index` on: y of x. */
+/* One utterance, a task's channels from number `index` on: y of x. */
 INLINE void forward_task(const void *x, void *y, int64_t index, int64_t channels, int64_t frames, int bf16, vec *buffer,
                          const vec *taps, int64_t kernel, int64_t dilation, vec bias, const int pairs) {
     const int64_t margin = (kernel - 1) / 2, pitch = dilation * channels;
@@ -200,7 +202,7 @@ INLINE void forward_task(const void *x, void *y, int64_t index, int64_t channels
     }
 }
 
-/* One utterance and 16 channels: adds to `total` and `shift`, writes grad_x (unless NULL). */
+/* One utterance and a task's channels: adds to `total` and `shift`, writes grad_x (unless NULL). */
 INLINE void backward_task(const void *x, const void *grad_y, void *grad_x, int64_t index, int64_t channels,
                           int64_t frames, int bf16, vec *xs, vec *grads, vec *paired, const vec *flipped, vec *total,
                           vec *shift, int64_t kernel, int64_t dilation, const int pairs) {
@@ -351,7 +353,10 @@ static void pool_moments(vec *mean, vec *variance, const vec *means, const vec *
 /* Dropout: each number of a vector is 0 if its random one lies below `threshold` (of 2³²). The random numbers are a
    hash of their place and a seed (C. Wellons' "lowbias32"), so they cost no pass over memory and no state. */
 INLINE vec dropped(vec value, int64_t index, uint32_t seed, uint32_t threshold) {
-    words hash = ((uint32_t)index ^ seed) + (words){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    words place;
+    for (int i = 0; i < LANES; i++)
+        place[i] = (uint32_t)index + i;
+    words hash = place ^ seed; /* the same for every length of a register */
     hash = (hash ^ (hash >> 16)) * 0x7feb352d;
     hash = (hash ^ (hash >> 15)) * 0x846ca68b;
     hash ^= hash >> 16;
