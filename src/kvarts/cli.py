@@ -45,6 +45,7 @@ _CORPUS_COMMANDS: Final[dict[str, str]] = {
     "import": "make manifests of other corpora: Golos, Common Voice, Kaldi, AudioFolder, NeMo, Festvox",
     "check": "find what is wrong with manifests, their texts and audio",
     "stats": "show hours, lengths, words, speakers, levels and spectra of manifests",
+    "mix": "write one training manifest of several, each as often as it is to be heard",
     "shard": "pack a manifest and its audio into shards that training streams",
 }
 _LM_COMMANDS: Final = {

@@ -1,0 +1,124 @@
+"""``kvarts data mix``: one training manifest of several, each as often as it is to be heard, voices left out or not."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvarts.errors import ConfigError, ManifestError
+from kvarts.manifest import Utterance, read_manifest, write_manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """A manifest and how often it is heard in an epoch: 8 is each utterance eight times, 0.5 a random half of them."""
+
+    manifest: Path
+    times: float = 1.0
+
+
+def mixed(parts: Sequence[Part], output: Path, without: Sequence[tuple[str, str]] = (), seed: int = 0) -> list[float]:
+    """Writes the mix and gives the hours of each part in it.
+
+    Rows keep their fields; audio_filepath is relative to `output`. The second and later copies of an utterance have
+    «-2», «-3» … behind their id. Which utterances a fraction takes depends on the seed and the manifest alone.
+
+    Args:
+        without: (field, value) of the utterances to leave out, as ("speaker", "anna").
+
+    Raises:
+        ManifestError: a manifest cannot be read, or nothing is left of it.
+        OutputError: `output` cannot be written.
+    """
+    taken = [list(_taken(part, without, seed)) for part in parts]
+    for part, utterances in zip(parts, taken, strict=True):
+        if not utterances:
+            raise ManifestError(f"{part.manifest}: nothing is left of it; leave it out, or less of it")
+    rows = (_row(utterance, copy, output.parent) for utterances in taken for utterance, copy in utterances)
+    write_manifest(output, rows)
+    return [sum(utterance.duration_s for utterance, _ in utterances) / 3600 for utterances in taken]
+
+
+def _taken(part: Part, without: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[Utterance, int]]:
+    """Utterances, and which copy of it each is, from 1 on."""
+    kept = [
+        utterance
+        for utterance in read_manifest(part.manifest)
+        if not any(str(utterance.fields.get(field)) == value for field, value in without)
+    ]
+    whole = math.floor(part.times)
+    for copy in range(1, whole + 1):
+        for utterance in kept:
+            yield utterance, copy
+    chosen = random.Random(seed).sample(range(len(kept)), round((part.times - whole) * len(kept)))
+    for number in sorted(chosen):
+        yield kept[number], whole + 1
+
+
+def _row(utterance: Utterance, copy: int, folder: Path) -> dict[str, Any]:
+    path = Path(os.path.relpath(utterance.audio_path, folder)).as_posix()
+    name = utterance.utterance_id if copy == 1 else f"{utterance.utterance_id}-{copy}"
+    return {**utterance.fields, "id": name, "audio_filepath": path}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the subcommand."""
+    parser.description = (
+        "Writes one manifest of several: what an epoch is to hear, and how much of each. A small corpus beside a large "
+        "one is named with a number of times; a voice can be left out, to be tested on it."
+    )
+    parser.add_argument(
+        "--manifest",
+        metavar=("M", "TIMES"),
+        nargs="+",
+        action="append",
+        required=True,
+        help="a manifest, and how often each of its utterances is to be heard in an epoch (default: 1); below 1, a "
+        "random part is. Once for each manifest",
+    )
+    parser.add_argument("-o", "--output", metavar="M", type=Path, required=True, help="the manifest to write")
+    parser.add_argument(
+        "--without",
+        metavar="FIELD=VALUE",
+        type=_field_and_value,
+        action="append",
+        default=[],
+        help="leave out utterances with this value of a field, as speaker=anna; may be given more than once",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random parts (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the mix and prints the hours of each part."""
+    parts = [_part(values) for values in args.manifest]
+    hours = mixed(parts, args.output, args.without, args.seed)
+    for part, part_hours in zip(parts, hours, strict=True):
+        print(f"{part_hours:8.2f} h {100 * part_hours / sum(hours):5.1f} %  {part.manifest}")
+    print(f"{sum(hours):8.2f} h          {args.output}")
+    return 0
+
+
+def _part(values: Sequence[str]) -> Part:
+    if len(values) > 2:
+        what = "name one manifest and how often; give the option once for each"
+        raise ConfigError(f"--manifest {' '.join(values)}: {what}")
+    try:
+        times = float(values[1]) if len(values) == 2 else 1.0
+    except ValueError:
+        times = math.nan
+    if not 0 < times < math.inf:
+        raise ConfigError(f"--manifest {' '.join(values)}: how often must be a number above 0")
+    return Part(Path(values[0]), times)
+
+
+def _field_and_value(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not (field and equals):
+        raise argparse.ArgumentTypeError(f"{text} is not FIELD=VALUE, as speaker=anna")
+    return field, value
