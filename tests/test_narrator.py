@@ -1,0 +1,66 @@
+"""The narrator's voice of `benchmarks/narrator.py`: nothing held out is in it; what he is given to say."""
+
+import random
+
+import pytest
+
+from narrator import make_voice, parsed, utterances_of, without, written
+
+CATALOGUE = """EST_File index
+NumEntries 5
+EST_Header_End
+a_0 ru_0001 0.0 0.1 0.2
+a_1 ru_0650 0.0 0.1 0.2
+a_2 ru_0651 0.0 0.1 0.2
+a_3 ru_0701 0.0 0.1 0.2
+b_0 ru_0844 0.2 0.3 0.4
+b_1 ru_0002 0.2 0.3 0.4
+"""
+# A leaf that keeps some, one that keeps none, and one where the other sound of the same number is held out.
+TREES = """(set! clunits_selection_trees '
+(("a" ((n.name is b) ((((0 1.5) (2 3.5)) 2.5)) ((((3 1.0)) 1.0)))) ; the right branch goes
+("b" ((((0 1.0) (1 2.0)) 1.5)))))
+"""
+
+
+@pytest.fixture
+def voice(tmp_path):
+    source = tmp_path / "source"
+    for folder in ("festival/clunits", "festival/trees", "wav", "mcep", "lab", "festvox"):
+        (source / folder).mkdir(parents=True)
+    (source / "festival/clunits/msu_ru_nsh.catalogue").write_text(CATALOGUE, encoding="utf-8")
+    (source / "festival/trees/msu_ru_nsh.tree").write_text(TREES, encoding="utf-8")
+    (source / "festvox/msu_ru_nsh_clunits.scm").write_text("()", encoding="utf-8")
+    for number in (1, 650, 651, 701, 844):
+        for name in (f"wav/ru_{number:04}.wav", f"mcep/ru_{number:04}.mcep", f"lab/ru_{number:04}.lab"):
+            (source / name).write_bytes(b"x")
+    make_voice(source, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def test_nothing_held_out_is_in_the_voice(voice):
+    files = sorted(path.relative_to(voice).as_posix() for path in voice.rglob("ru_*"))
+    kinds = ("wav", "mcep", "lab")
+    assert files == sorted(f"{kind}/ru_{number}.{kind}" for kind in kinds for number in ("0001", "0650"))
+    [[_, variable, _, trees]] = parsed((voice / "festival/trees/msu_ru_nsh.tree").read_text(encoding="utf-8"))
+    assert variable == "clunits_selection_trees"
+    assert trees == [['"a"', [[[["0", "1.5"]], "2.5"]]], ['"b"', [[[["1", "2.0"]], "1.5"]]]]
+    assert (voice / "festvox/msu_ru_nsh_clunits.scm").exists()
+
+
+def test_a_tree_of_which_all_is_kept_stays_as_it_was():
+    kept = parsed("((n.ph_cvox is +) ((((20 10.77) (85 8.5)) 9.1)) ((((7 1.0)) 1.0)))")[0]
+    assert without(kept, "a", {"a_8", "b_7"}) == kept
+    assert written(kept) == "((n.ph_cvox is +) ((((20 10.77) (85 8.5)) 9.1)) ((((7 1.0)) 1.0)))"
+
+
+def test_what_he_says_is_the_seeds_and_known_letters_alone(tmp_path):
+    text = tmp_path / "text.txt"
+    sentences = [f"раз {'а' * number}" for number in range(1, 41)]
+    text.write_text("\n".join([*sentences, "hello", "7 раз"]), encoding="utf-8")
+    one, again, other = (utterances_of([(text, 30)], random.Random(seed)) for seed in (0, 0, 1))
+    assert one == again != other
+    assert sum(map(len, one)) == 30
+    assert {len(utterance) for utterance in one} <= {1, 2, 3}
+    everything = utterances_of([(text, 99)], random.Random(0))
+    assert sorted(sentence for utterance in everything for sentence in utterance) == sorted(sentences)
