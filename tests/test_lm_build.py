@@ -56,6 +56,39 @@ def test_settings(build: Callable[..., SimpleNamespace]) -> None:
     assert arpa(Path("lm.arpa")) == "".join(train(SENTENCES, 4, [0, 1], min_count=2).arpa())
 
 
+def test_words_of_the_language(build: Callable[..., SimpleNamespace]) -> None:
+    Path("words.txt").write_text("нет 20\nЁлка\t2\nелка 1\n\nдом\n", encoding="utf-8")
+    ended = build("text.txt", "-o", "lm.arpa", "--words", "words.txt")
+    assert (ended.code, ended.err) == (0, "")
+    frequencies = {"нет": 20.0, "елка": 3.0, "дом": 1.0}
+    assert arpa(Path("lm.arpa")) == "".join(train(SENTENCES, 3, frequencies=frequencies).arpa())
+    assert ["vocabulary", "7"] in [line.split() for line in ended.out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("дом много", "words.txt:2: 'дом много' is not a word and a number above 0"),
+        ("дом 0", "words.txt:2: 'дом 0' is not a word and a number above 0"),
+        ("дом 1 2", "is not a word and a number above 0"),
+        ("house 3", "words.txt:2: 'house' is no Russian word; leave it out"),
+        ("когда-нибудь 3", "words.txt:2: 'когда-нибудь' is no Russian word"),
+    ],
+)
+def test_lists_of_words_that_are_none(build: Callable[..., SimpleNamespace], line: str, problem: str) -> None:
+    Path("words.txt").write_text(f"да 5\n{line}\n", encoding="utf-8")
+    ended = build("text.txt", "-o", "lm.arpa", "--words", "words.txt")
+    assert ended.code == 2
+    assert problem in ended.err
+    assert not Path("lm.arpa").exists()
+
+
+def test_an_empty_list_of_words(build: Callable[..., SimpleNamespace]) -> None:
+    Path("words.txt").write_text("\n", encoding="utf-8")
+    assert "there is no word in it" in build("text.txt", "-o", "lm.arpa", "--words", "words.txt").err
+    assert "no such text" in build("text.txt", "-o", "lm.arpa", "--words", "none.txt").err
+
+
 def test_several_texts_manifests_and_standard_input(
     build: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

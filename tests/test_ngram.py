@@ -110,6 +110,13 @@ def assert_same(ours: Table, theirs: Table, tolerance: float) -> None:
         assert ours[gram][1] == pytest.approx(backoff, rel=tolerance, abs=1e-98), gram
 
 
+def assert_sums(model: BackoffModel) -> None:
+    for node in range(len(model.word)):
+        if model.word[node] != ngram._END_ID:  # after the end nothing comes
+            total = sum(math.exp(model.score(node, word)[0]) for word in range(1, len(model.words)))
+            assert total == pytest.approx(1, abs=2e-5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(SENTENCES, st.integers(1, 4), st.sampled_from([[], [0, 1], [0, 0, 1], [0, 1, 2]]))
 def test_as_the_formulas_say(sentences: list[list[str]], order: int, prune: list[int]) -> None:
@@ -124,11 +131,7 @@ def test_as_the_formulas_say(sentences: list[list[str]], order: int, prune: list
 def test_what_follows_a_context_sums_to_one(
     tmp_path_factory: pytest.TempPathFactory, sentences: list[list[str]], order: int, prune: list[int]
 ) -> None:
-    model = read(train([*sentences, ["а"]], order, prune[:order]), tmp_path_factory.mktemp("sums"))
-    for node in range(len(model.word)):
-        if model.word[node] != ngram._END_ID:  # after the end nothing comes
-            total = sum(math.exp(model.score(node, word)[0]) for word in range(1, len(model.words)))
-            assert total == pytest.approx(1, abs=2e-5)
+    assert_sums(read(train([*sentences, ["а"]], order, prune[:order]), tmp_path_factory.mktemp("sums")))
 
 
 def test_by_hand() -> None:
@@ -182,6 +185,26 @@ def test_rare_words_are_counted_as_unknown() -> None:
     assert few.words == ("<s>", "</s>", "<unk>", "а", "б")
     assert list(few.arpa()) == list(train(unknown, 3).arpa())
     assert table(list(few.arpa()))[("<unk>",)][0] > 0.1
+
+
+def test_words_by_their_frequency_in_the_language(tmp_path: Path) -> None:
+    """What the texts leave to words as such goes to frequent ones; sums stay 1, and what was seen is known better."""
+    sentences = [list("аб"), list("ба"), list("аабв")]
+    frequencies = {"а": 1.0, "г": 30.0, "д": 9.0}  # «а» seen too, «б» and «в» seen alone, the others listed alone
+    plain, listed = train(sentences, 2), train(sentences, 2, frequencies=frequencies)
+    assert listed.words == (*plain.words, "г", "д")
+    ours, theirs = table([*listed.arpa()]), table([*plain.arpa()])
+    # Seven words may come, of which each has a seventh of the even tenth. To all of them the texts leave this share:
+    left = (theirs[("<unk>",)][0]) * (len(plain.words) - 1)
+    assert ours[("г",)][0] == pytest.approx(left * (0.1 / 7 + 0.9 * 30 / 40), rel=1e-4)
+    assert ours[("д",)][0] == pytest.approx(left * (0.1 / 7 + 0.9 * 9 / 40), rel=1e-4)
+    assert ours[("<unk>",)][0] == pytest.approx(left * 0.1 / 7, rel=1e-4)
+    assert ours[("б",)][0] < theirs[("б",)][0]
+    assert_sums(read(listed, tmp_path))
+
+
+def test_rare_words_that_are_listed_are_kept() -> None:
+    assert train([["а", "а", "б", "в"]], min_count=2, frequencies={"б": 1.0}).words[3:] == ("а", "б")
 
 
 def test_pruning_leaves_out_what_is_seen_no_more_often() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -108,6 +109,34 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         raise LanguageModelError(f"{name}: could not be read ({error.strerror or error}); check the path") from error
 
 
+def read_frequencies(path: Path) -> dict[str, float]:
+    """Words and how often they occur: a word a line, then a number above 0 if there is one.
+
+    Words are normalised; those that are then the same are counted together.
+
+    Raises:
+        LanguageModelError: see `read_sentences`; or a line that is neither, or no line at all.
+    """
+    found: dict[str, float] = {}
+    for where, line in _lines(path):
+        parts = line.split()
+        if not parts:
+            continue
+        word = normalise(parts[0])
+        try:
+            count = float(parts[1]) if len(parts) == 2 else 1.0
+        except ValueError:
+            count = math.nan
+        if len(parts) > 2 or not 0 < count < math.inf:
+            raise LanguageModelError(f"{where}: {line.strip()!r} is not a word and a number above 0; write one a line")
+        if word.split() != [word] or foreign_characters(word):
+            raise LanguageModelError(f"{where}: {parts[0]!r} is no Russian word; leave it out")
+        found[word] = found.get(word, 0.0) + count
+    if not found:
+        raise LanguageModelError(f"{path}: there is no word in it; write one a line")
+    return found
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
     parser.description = (
@@ -151,6 +180,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="words seen less often are counted as unknown (default: %(default)s)",
     )
     parser.add_argument(
+        "--words",
+        metavar="FILE",
+        type=Path,
+        help="words of the language, one a line, each with how often it occurs (1 if there is no number): the model "
+        "knows them all, and expects of new words the frequent ones first",
+    )
+    parser.add_argument(
         "--perplexity", metavar="TEXT", type=Path, help="say how well the model expects this text, which is not learnt"
     )
     parser.add_argument("--strict", action="store_true", help="a line that would be left out is an error instead")
@@ -183,8 +219,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace, reading: Reading) -> ngram.LanguageModel:
     sentences = (words for path in args.texts for words in read_sentences(path, reading))
+    frequencies = None if args.words is None else read_frequencies(args.words)
     try:
-        model = ngram.train(sentences, args.order, args.prune, args.min_count)
+        model = ngram.train(sentences, args.order, args.prune, args.min_count, frequencies)
     except ValueError:  # there is no word
         names = ", ".join(map(str, args.texts))
         if reading.sentences:

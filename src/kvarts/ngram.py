@@ -13,7 +13,7 @@ integers whatever its order.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,6 +28,11 @@ MAX_ORDER: Final = 9
 
 # Taken off counts of 1, 2, and 3 or more where there are too few n-grams to estimate that, as of a hundred commands.
 FALLBACK_DISCOUNTS: Final = (0.5, 1.0, 1.5)
+
+# Of what is left to words as such, the share that all have alike where their frequencies are given: no word then has
+# none, as one of the texts that the list does not know. From 0.03 to 0.3 the perplexity of 34 sentences of prose fell
+# by 7 %, with 200,000 words of the language beside 70,000 sentences of manuals and commands.
+_EVEN_SHARE: Final = 0.1
 
 _BEGIN_ID, _END_ID, _UNKNOWN_ID = 0, 1, 2
 _LOG10_OF_NOTHING = -99.0  # what ARPA files write for «<s>», which is never predicted, and for a backoff of 0
@@ -105,7 +110,11 @@ class _Counted:
 
 
 def train(
-    sentences: Iterable[Sequence[str]], order: int = 3, prune: Sequence[int] = (), min_count: int = 1
+    sentences: Iterable[Sequence[str]],
+    order: int = 3,
+    prune: Sequence[int] = (),
+    min_count: int = 1,
+    frequencies: Mapping[str, float] | None = None,
 ) -> LanguageModel:
     """Estimates a model.
 
@@ -114,13 +123,15 @@ def train(
         order: the longest n-gram, from 1 to 9. The model has no orders of which there are no n-grams at all.
         prune: of each order the highest count of n-grams that are left out; see `thresholds`.
         min_count: words seen less often are counted as «<unk>».
+        frequencies: how frequent words are in the language, above 0, in any unit. The model knows them all, seen or
+            not, and what the texts leave to words as such is shared out by these instead of evenly.
 
     Raises:
         ValueError: no word that is seen often enough, an order that is none, thresholds that `thresholds` refuses,
             or a word that an ARPA file cannot hold: empty, with space in it, «<s>» or «</s>».
     """
     highest_pruned = thresholds(order, prune)
-    words, ids, places = _numbered(sentences, min_count)
+    words, ids, places = _numbered(sentences, min_count, frequencies or {})
     if len(words) == _UNKNOWN_ID + 1:
         raise ValueError("there is no word to count")
     counted = _counted(ids, places, order, len(words))
@@ -130,12 +141,12 @@ def train(
     contexts = [1, *(len(grams.raw) for grams in counted[:-1])]
     backoffs = [_backoff(*of_order) for of_order in zip(counted, discounts, kept, contexts, strict=True)]
     orders: list[NGrams] = []
-    shorter = np.array([1 / (len(words) - 1)])  # probabilities of the order below; any word but «<s>» may come
+    shorter = _as_such(words, frequencies or {})  # probabilities of the order below
     row_of = np.zeros(1, np.int64)  # of the order below: which of its rows are left, under which number
     for index, grams in enumerate(counted):
         total = np.bincount(grams.context, grams.adjusted, len(backoffs[index]))
         own = (grams.adjusted - discounts[index][np.minimum(grams.adjusted, 3)]) / total[grams.context]
-        probability = own + backoffs[index][grams.context] * shorter[grams.suffix]
+        probability = own + backoffs[index][grams.context] * shorter[grams.suffix if index else grams.word]
         backoff = backoffs[index + 1] if index + 1 < len(counted) else np.ones(len(probability))
         log10_probability = np.log10(probability)
         if index == 0:
@@ -177,8 +188,22 @@ def thresholds(order: int, prune: Sequence[int]) -> list[int]:
     return given + given[-1:] * (order - len(given))
 
 
-def _numbered(sentences: Iterable[Sequence[str]], min_count: int) -> tuple[list[str], Integers, Integers]:
-    """The words; their numbers, sentence after sentence with «<s>» and «</s>»; and each one's place in its sentence."""
+def _as_such(words: Sequence[str], frequencies: Mapping[str, float]) -> Floats:
+    """Probabilities of words of which no more is known; «<s>», which never comes, aside: evenly or by frequency."""
+    even = np.full(len(words), 1 / (len(words) - 1))
+    if not frequencies:
+        return even
+    known = np.array([frequencies.get(word, 0.0) for word in words])
+    return _EVEN_SHARE * even + (1 - _EVEN_SHARE) * known / known.sum()
+
+
+def _numbered(
+    sentences: Iterable[Sequence[str]], min_count: int, always: Iterable[str]
+) -> tuple[list[str], Integers, Integers]:
+    """The words, those of `always` too; their numbers, sentence after sentence with «<s>» and «</s>»; each one's place.
+
+    The place is that in its sentence.
+    """
     numbers = {BEGIN: _BEGIN_ID, END: _END_ID, UNKNOWN: _UNKNOWN_ID}
     numbered, placed = array("q"), array("q")
     num_sentences = 0
@@ -188,6 +213,7 @@ def _numbered(sentences: Iterable[Sequence[str]], min_count: int) -> tuple[list[
         numbered.append(_END_ID)
         placed.extend(range(len(sentence) + 2))
         num_sentences += 1
+    listed = [numbers.setdefault(word, len(numbers)) for word in always]
     words, ids = list(numbers), np.array(numbered, np.int64)
     counts = np.bincount(ids, minlength=len(words))
     for special in (_BEGIN_ID, _END_ID):
@@ -198,6 +224,7 @@ def _numbered(sentences: Iterable[Sequence[str]], min_count: int) -> tuple[list[
             raise ValueError(f"{word!r} is no word; it is empty or holds space")
     is_kept = counts >= min_count
     is_kept[: _UNKNOWN_ID + 1] = True
+    is_kept[listed] = True
     ids = np.where(is_kept, np.cumsum(is_kept) - 1, _UNKNOWN_ID)[ids]
     return [word for word, stays in zip(words, is_kept, strict=True) if stays], ids, np.array(placed, np.int64)
 
