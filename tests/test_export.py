@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from kvarts.alphabet import ALPHABET
-from kvarts.checkpoint import save_weights
+from kvarts.checkpoint import load_model, save_weights
 from kvarts.cli import main
 from kvarts.decoder import ConvDecoder
 from kvarts.depthwise import DepthwiseConv
@@ -30,7 +30,7 @@ from kvarts.files import sha256_of
 from kvarts.frames import SAMPLE_RATE, encoded_frames
 from kvarts.manifest import read_manifest, write_manifest
 from kvarts.model import QuartzNetCTC
-from kvarts.model_folder import FLOAT32, INT8, TOKENS, load_engine
+from kvarts.model_folder import CARD, CONFIG, FLOAT32, INT8, TOKENS, VOCABULARY, WEIGHTS, load_engine
 from kvarts.onnx_graph import onnx_model
 from kvarts.proof import prove
 from kvarts.quantise import calibrated, equalised, measured_ranges, quantised
@@ -382,6 +382,25 @@ def test_the_model_card_has_a_row_of_figures_for_each_engine(exported: Path) -> 
     assert "{" not in card
     assert "## По-русски" in card
     assert "README.md" not in json.loads((exported / "config.json").read_text(encoding="utf-8"))["files"]
+
+
+def test_a_compact_folder(checkpoint: Path, model: QuartzNetCTC, speech: Path, tmp_path: Path) -> None:
+    """int8 alone, and the weights in half precision to train from."""
+    folder = tmp_path / "model"
+    proofs = export(checkpoint, folder, speech, speech, compact=True)
+    assert {proof.engine for proof in proofs} == {"torch cpu", "onnxruntime int8", "openvino int8", "onnx-asr int8"}
+    assert {entry.name for entry in folder.iterdir()} == {INT8, WEIGHTS, TOKENS, VOCABULARY, CONFIG, CARD}
+    assert load_engine(folder, "onnxruntime", None, 1).name == "onnxruntime int8"
+    assert load_engine(folder, "openvino", None, 1).name == "openvino int8"
+    with pytest.raises(ConfigError, match=r"precision float32: .* holds the network in int8 alone"):
+        load_engine(folder, "onnxruntime", "float32", 1)
+    halved = load_model(folder / WEIGHTS).state_dict()
+    for name, exact in model.state_dict().items():
+        torch.testing.assert_close(halved[name], exact, rtol=2**-11, atol=2**-24)  # half a unit of float16's last place
+    assert (folder / WEIGHTS).stat().st_size < 0.6 * checkpoint.stat().st_size
+    card = (folder / CARD).read_text(encoding="utf-8")
+    assert f"| `{WEIGHTS}` |" in card
+    assert f"| `{FLOAT32}` |" not in card
 
 
 def test_a_place_that_cannot_be_written(checkpoint: Path, speech: Path, tmp_path: Path) -> None:

@@ -294,13 +294,18 @@ def _kind(value: object) -> str:
     return shape if value.is_floating_point() else f"{shape} of {str(value.dtype).removeprefix('torch.')}"
 
 
-def save_weights(model: QuartzNetCTC, path: Path) -> None:
+def save_weights(model: QuartzNetCTC, path: Path, dtype: torch.dtype | None = None) -> None:
     """Write weights and description, without training state: .safetensors by that name, else a checkpoint.
+
+    Args:
+        dtype: of the numbers in the file, torch.float16 for half the size; None: as the model has them.
 
     Raises:
         OutputError: the disk is full or the place not writable; a file there before stays as it was.
     """
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if dtype is not None:
+        state_dict = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state_dict.items()}
     if path.suffix == ".safetensors":
         _write(path, to_safetensors(state_dict, {"kvarts": json.dumps(model.settings())}))
     else:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="findings not to report, by their names",
     )
     parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings, too")
-    add_model_arguments(parser, required=False)
+    add_model_arguments(parser, is_optional=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -44,6 +44,7 @@ from kvarts.error_counts import ErrorCounts, align_letters, align_words, total
 from kvarts.errors import AudioError, ConfigError, ManifestError, OutputError, listing
 from kvarts.files import atomic_text_writer, write_error
 from kvarts.manifest import Utterance, read_manifest, write_manifest
+from kvarts.open_weights import MODEL
 from kvarts.recogniser_options import (
     add_decoder_arguments,
     add_grammar_arguments,
@@ -372,7 +373,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hotwords also how many of them are found, with --streaming what a stream gives and when, with --grammar how "
         "many commands are understood. With --predictions the same of texts that were recognised before."
     )
-    add_model_arguments(parser, required=False)
+    add_model_arguments(parser, is_optional=True)
     parser.add_argument("--manifest", metavar="M", type=Path, action="append", help="may be given several times")
     parser.add_argument(
         "--predictions",
@@ -445,8 +446,10 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(f"--{details[0]} goes without --streaming and --grammar")
     if args.predictions is not None:
         return _run_predictions(args)
-    if args.model is None or args.manifest is None:
-        args.usage_error("--model and --manifest are needed, or --predictions")
+    if args.manifest is None:
+        args.usage_error("--manifest is needed, or --predictions")
+    if args.model is None:
+        args.model = MODEL
     if args.streaming and args.grammar is not None:
         args.usage_error("--streaming and --grammar are measured one at a time")
     if args.chunk_s is not None and not args.streaming:

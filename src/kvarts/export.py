@@ -46,13 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("sample/test_opus/crowd/manifest.jsonl"),
         help="manifest of real speech for the proof (default: %(default)s)",
     )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="a third of the size: int8 alone, and the checkpoint in float16 to train from in place of float32",
+    )
     parser.add_argument("--licence", default=_LICENCE, help="of the weights, for config.json (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a model that DIR holds already")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports as the arguments say and prints what was proved."""
-    proofs = export(args.checkpoint, args.output, args.calibration, args.test, licence=args.licence, force=args.force)
+    how = {"compact": args.compact, "licence": args.licence, "force": args.force}
+    proofs = export(args.checkpoint, args.output, args.calibration, args.test, **how)
     for proof in proofs:
         low, high = (100 * end for end in proof.delta_wer)
         wer = f"WER {100 * proof.wer:6.2f} % ({low:+.2f} to {high:+.2f})"
@@ -63,13 +69,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(
-    checkpoint: Path, output: Path, calibration: Path, test: Path, *, licence: str = _LICENCE, force: bool = False
+    checkpoint: Path,
+    output: Path,
+    calibration: Path,
+    test: Path,
+    *,
+    compact: bool = False,
+    licence: str = _LICENCE,
+    force: bool = False,
 ) -> list[Proof]:
     """Writes the folder `output` and gives what was proved of it, PyTorch first.
 
     Args:
         calibration: manifest whose first 50 utterances give int8 its scales.
         test: manifest of the utterances that every engine must read as PyTorch does.
+        compact: leave the network in float32 out; put in the checkpoint's weights in float16, to train from.
         force: whether a model in `output` may be replaced.
 
     Raises:
@@ -80,8 +94,9 @@ def export(
         ExportError: an engine does not compute what PyTorch does; nothing is written then.
     """
     import onnx
+    import torch
 
-    from kvarts.checkpoint import load_model
+    from kvarts.checkpoint import load_model, save_weights
     from kvarts.manifest import read_manifest
     from kvarts.model_card import model_card
     from kvarts.onnx_graph import onnx_model
@@ -102,7 +117,10 @@ def export(
     try:
         about = _about(checkpoint, model.encoder.stride, licence)
         graph = onnx_model(model, {key: _plain(value) for key, value in about.items()})
-        onnx.save(graph, building / model_folder.FLOAT32)
+        if compact:
+            save_weights(model, building / model_folder.WEIGHTS, torch.float16)
+        else:
+            onnx.save(graph, building / model_folder.FLOAT32)
         onnx.save(calibrated(graph, calibrating), building / model_folder.INT8)
         for name in (model_folder.TOKENS, model_folder.VOCABULARY):
             (building / name).write_text(model_folder.tokens_text(), encoding="utf-8")

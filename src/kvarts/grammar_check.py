@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="letters in which commands differ that sound alike, from 0 to 1.75; one that sounds the same is a quarter "
         "(default: %(default)g)",
     )
-    add_model_arguments(parser, required=False)
+    add_model_arguments(parser, is_optional=True)
     sound = parser.add_mutually_exclusive_group()
     sound.add_argument("--audio", metavar="MANIFEST", type=Path, help="recorded commands, for --model")
     sound.add_argument(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from kvarts import __version__
 from kvarts.error_counts import ErrorCounts, char_errors, word_errors
 from kvarts.errors import ConfigError, OutputError
+from kvarts.open_weights import LANGUAGE_MODEL
 from kvarts.recogniser_options import (
     add_decoder_arguments,
     add_model_arguments,
@@ -117,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
     for weight in _STEPS:
         if getattr(args, weight) is not None:
             raise ConfigError(f"--{weight.replace('_', '-')} is what is to be found: leave it out")
+    if args.output is None and args.lm == LANGUAGE_MODEL:
+        raise ConfigError("--lm open: it ships with its weights; name a file for yours with --output")
     output = args.output or weights_path(args.lm)
     if output.is_dir():  # told before the work
         raise OutputError(f"{output}: is a folder; name a file in it")

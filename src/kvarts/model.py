@@ -57,7 +57,8 @@ class QuartzNetCTC(pl.LightningModule):
         decoder: the CTC head.
         optimizer: makes the optimiser from parameters (Hydra: `_partial_: true`); needed for training only.
         warmup_steps: optimiser steps of linear warm-up before the cosine annealing to 0 at the last step.
-        init_weights: a checkpoint to start from (the course's, one of ours, or .safetensors).
+        init_weights: a checkpoint to start from (the course's, one of ours, or .safetensors), or «open», the weights
+            that ship with Kvarts.
         tap_decay: decoupled weight decay (arXiv 1711.05101) of the depthwise kernels that grows with the square of a
             tap's distance d from the centre: after every step each is multiplied by 1 - lr · tap_decay · d². Little
             speech is learnt by heart through the kernels' seconds of context; what is local must be heard.
@@ -89,8 +90,9 @@ class QuartzNetCTC(pl.LightningModule):
         self._batch: Batch | None = None  # the one being trained on, to be named where its gradient is not finite
         if init_weights is not None:
             from kvarts.checkpoint import load_weights
+            from kvarts.open_weights import checkpoint_named
 
-            load_weights(self, Path(init_weights))
+            load_weights(self, checkpoint_named(init_weights))
             logger.info("successful load initial weights")
 
     def log_probs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kvarts import model_folder
 from kvarts.engines import cpu_threads
@@ -13,6 +13,12 @@ from kvarts.manifest import Utterance
 from kvarts.measure import BATCH, COMMAND_S, ENCODED_S, Speed, measured
 from kvarts.progress import progress_bar
 from kvarts.proof import Proof
+
+_NETWORKS: Final = {
+    model_folder.FLOAT32: "the network in float32",
+    model_folder.INT8: "the network in int8",
+    model_folder.WEIGHTS: "the weights in float16, to train from: `model.init_weights=`",
+}
 
 
 def model_card(
@@ -37,14 +43,13 @@ def model_card(
             speeds[way] = measured(folder, *way.split())
             advance(1)
     hours = sum(utterance.duration_s for utterance in utterances) / 3600
-    sizes = {
-        network: (folder / network).stat().st_size / 1e6 for network in (model_folder.FLOAT32, model_folder.INT8)
-    }
+    sizes = {entry.name: entry.stat().st_size / 1e6 for entry in folder.iterdir() if entry.name in _NETWORKS}
     table = "\n".join(_row(proof, speeds.get(proof.engine), sizes) for proof in proofs)
     conditions = {
         "name": name,
-        "float32_mb": f"{sizes[model_folder.FLOAT32]:.1f}",
-        "int8_mb": f"{sizes[model_folder.INT8]:.1f}",
+        "networks": "\n".join(
+            f"| `{file}` | {what}, {sizes[file]:.1f} MB |" for file, what in _NETWORKS.items() if file in sizes
+        ),
         "licence": about["licence"],
         "version": about["kvarts_version"],
         "sha256": about["checkpoint_sha256"],
@@ -121,8 +126,7 @@ Latency: from the waveform of a {command_s} s command to its text. Peak: memory 
 
 | file | what |
 |---|---|
-| `v2_ctc.onnx` | the network in float32, {float32_mb} MB |
-| `v2_ctc.int8.onnx` | in int8, {int8_mb} MB |
+{networks}
 | `tokens.txt`, `v2_vocab.txt` | labels and their ids |
 | `config.json` | alphabet, features, versions, SHA-256 of the files |
 

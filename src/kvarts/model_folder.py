@@ -2,8 +2,9 @@
 
     config.json        alphabet, features, stride, versions, licence, and size and SHA-256 of the files below
     tokens.txt         a label and its id a line, «▁» for the space and «<blk>» for the blank
-    v2_ctc.onnx        the network in float32
+    v2_ctc.onnx        the network in float32; not in a compact folder
     v2_ctc.int8.onnx   the network in int8
+    weights.safetensors   the checkpoint in float16, to train from; only in a compact folder
     v2_vocab.txt       tokens.txt once more
     README.md          the model card: errors, speed and memory of each engine; not read by anything
 
@@ -29,6 +30,7 @@ TOKENS: Final = "tokens.txt"
 VOCABULARY: Final = "v2_vocab.txt"
 FLOAT32: Final = "v2_ctc.onnx"
 INT8: Final = "v2_ctc.int8.onnx"
+WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "README.md"
 
 _SPACE = "▁"
@@ -102,11 +104,14 @@ def load_engine(folder: Path, engine: str | None, precision: str | None, threads
     config = read_config(folder)
     checked_file(folder, config, TOKENS)
     engine = available_engine(engine)
-    precision = precision or default_precision(engine)
+    is_compact = FLOAT32 not in config["files"]
+    precision = precision or ("int8" if is_compact else default_precision(engine))
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r}: there is none of that name; choose from {', '.join(PRECISIONS)}")
     if precision == "bfloat16" and engine != "openvino":
         raise ConfigError("precision bfloat16 is OpenVINO's: pip install 'kvarts[openvino]', or choose float32 or int8")
+    if is_compact and precision != "int8":
+        raise ConfigError(f"precision {precision}: {folder} holds the network in int8 alone; leave the option out")
     if threads is None:
         threads = cpu_threads()
     elif threads < 1:
@@ -116,7 +121,7 @@ def load_engine(folder: Path, engine: str | None, precision: str | None, threads
 
 
 def default_precision(engine: str) -> str:
-    """What an engine computes in where nobody says.
+    """What an engine computes in where nobody says, and the folder holds all.
 
     OpenVINO in bfloat16 where the processor has it, else float32: `kvarts export` prints what each loses in WER. int8
     is faster still, but on 34 validation utterances, at 13.4 % CER in float32, it added 0.5 points.

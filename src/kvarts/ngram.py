@@ -193,8 +193,9 @@ def _as_such(words: Sequence[str], frequencies: Mapping[str, float]) -> Floats:
     even = np.full(len(words), 1 / (len(words) - 1))
     if not frequencies:
         return even
-    known = np.array([frequencies.get(word, 0.0) for word in words])
-    return _EVEN_SHARE * even + (1 - _EVEN_SHARE) * known / known.sum()
+    known: Floats = np.array([frequencies.get(word, 0.0) for word in words])
+    known /= known.sum()
+    return _EVEN_SHARE * even + (1 - _EVEN_SHARE) * known
 
 
 def _numbered(

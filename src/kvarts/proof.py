@@ -18,6 +18,7 @@ from kvarts.errors import ConfigError, ExportError
 from kvarts.features import log_mel
 from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import Utterance
+from kvarts.model_folder import FLOAT32, INT8
 from kvarts.progress import progress_bar
 from kvarts.recogniser import Recognizer, text_of
 
@@ -74,13 +75,15 @@ def prove(folder: Path, reference: Recognizer, utterances: Sequence[Utterance]) 
 
     proofs = [proof(reference.engine.name, expected_texts, 0.0, 0.0)]
     ways = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
-    others = ["float32", "int8"] if importlib.util.find_spec("onnx_asr") else []
+    networks = {"float32": FLOAT32, "int8": INT8}
+    held = [precision for precision, network in networks.items() if (folder / network).exists()]
+    others = held if importlib.util.find_spec("onnx_asr") else []
     with progress_bar("proving", len(ways) + len(others)) as advance:
         for engine, precision in ways:
             advance(1)
             try:
                 recognizer = Recognizer.load(folder, engine=engine, precision=precision)
-            except ConfigError:  # not installed, or does not compute in it
+            except ConfigError:  # not installed, does not compute in it, or is not in a compact folder
                 continue
             found, texts = _recognised(recognizer, features)
             drift = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))

@@ -146,7 +146,7 @@ class Recognizer:
     """Turns speech into text. Made by `load`; may be used from several threads at once.
 
     Example:
-        >>> recognizer = Recognizer.load("model")  # doctest: +SKIP
+        >>> recognizer = Recognizer.load()  # doctest: +SKIP
         >>> recognizer.transcribe("command.wav").text  # doctest: +SKIP
         'включи свет на кухне'
     """
@@ -169,7 +169,7 @@ class Recognizer:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         engine: str | None = None,
         precision: str | None = None,
@@ -177,10 +177,10 @@ class Recognizer:
         decoder: Decoder = greedy_words,
         calibration: Calibration | CommandCalibration | None = None,
     ) -> Recognizer:
-        """A recogniser from a folder that `kvarts export` wrote.
+        """A recogniser from a folder that `kvarts export` wrote, or the one that ships with Kvarts.
 
         Args:
-            path: the folder.
+            path: the folder; None: the open weights, see `kvarts.open_weights`.
             engine: «openvino» or «onnxruntime»; None: the faster of those installed.
             precision: «float32», «bfloat16» (OpenVINO only) or «int8»; None: the fastest that this processor computes
                 at no noticeable loss, see `kvarts.model_folder.default_precision`.
@@ -196,12 +196,14 @@ class Recognizer:
             CalibrationError: the calibration is of another model or decoder.
         """
         from kvarts.model_folder import load_engine
+        from kvarts.open_weights import MODEL
 
+        folder = MODEL if path is None else Path(path)
         if calibration is not None:
             from kvarts.confidence import model_identity
 
-            calibration.check(decoder, model_identity(Path(path)))
-        return cls(load_engine(Path(path), engine, precision, threads), threads, decoder, calibration)
+            calibration.check(decoder, model_identity(folder))
+        return cls(load_engine(folder, engine, precision, threads), threads, decoder, calibration)
 
     def transcribe(self, audio: str | os.PathLike[str] | Waveform, *, sample_rate: int = SAMPLE_RATE) -> Result:
         """Recognises one recording of any length.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kvarts.errors import ConfigError, LanguageModelError
+from kvarts.open_weights import NAME, language_model_named, model_named
 
 if TYPE_CHECKING:
     from kvarts.decoding import Decoder
@@ -65,16 +66,17 @@ def read_weights(language_model: Path) -> Weights:
     return weights
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """--model, and in which engine it is to run."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
+    """--model, and in which engine it is to run; where it is not given, the open weights, or None if optional."""
     parser.add_argument(
         "--model",
         "--checkpoint",
         dest="model",
         metavar="M",
-        type=Path,
-        required=required,
-        help="a folder that kvarts export wrote, or a .ckpt or .safetensors checkpoint (needs kvarts[train])",
+        type=model_named,
+        default=None if is_optional else NAME,
+        help="a folder that kvarts export wrote, a .ckpt or .safetensors checkpoint (needs kvarts[train]), or open: "
+        "the weights that ship with Kvarts" + ("" if is_optional else " (default: %(default)s)"),
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--engine", help="openvino or onnxruntime (default: the faster one that is installed)")
@@ -94,7 +96,12 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a decoder; without any of them it is greedy."""
     group = parser.add_argument_group("decoder (greedy, unless one of --beam, --lm, --hotwords, --vocabulary is given)")
     group.add_argument("--beam", metavar="N", type=int, help="prefixes kept after a frame (default: 100)")
-    group.add_argument("--lm", metavar="ARPA", type=Path, help="language model of words, .arpa or .arpa.gz")
+    group.add_argument(
+        "--lm",
+        metavar="ARPA",
+        type=language_model_named,
+        help="language model of words, .arpa or .arpa.gz, or open, the one that ships with Kvarts",
+    )
     group.add_argument(
         "--lm-weight", metavar="W", type=float, help="default: what kvarts lm tune found for this model, else 0.5"
     )
