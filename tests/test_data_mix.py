@@ -54,6 +54,18 @@ def test_a_voice_left_out(corpora):
     assert Counter(utterance.fields["speaker"] for utterance in found) == {"irina": 10}
 
 
+def test_that_voice_alone_and_some_texts(corpora):
+    voices = corpora / "voices" / "manifest.jsonl"
+    texts = ["Раз, два!"] * 6 + ["Раз, три!"] * 14
+    rows = [{**utterance.fields, "text": text} for utterance, text in zip(read_manifest(voices), texts, strict=True)]
+    write_manifest(voices, rows)
+    (corpora / "texts.txt").write_text("четыре\nраз, два\n", encoding="utf-8")
+    found = mix(corpora, "--manifest", voices, "--only", "speaker=anna", "--texts", corpora / "texts.txt")
+    assert [utterance.utterance_id for utterance in found] == ["voices0", "voices2", "voices4"]
+    both = mix(corpora, "--manifest", voices, "--only", "speaker=anna", "--only", "speaker=irina")
+    assert len(both) == 20
+
+
 def test_the_seed_alone_draws(corpora):
     voices = corpora / "voices" / "manifest.jsonl"
     one, again, other = (
@@ -73,6 +85,7 @@ def test_the_seed_alone_draws(corpora):
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
         (["--manifest", "man/manifest.jsonl", "--without", "speaker=man"], "nothing is left of it"),
         (["--manifest", "man/manifest.jsonl", "0.01"], "nothing is left of it"),
+        (["--manifest", "man/manifest.jsonl", "--texts", "none.txt"], "--texts none.txt: cannot be read"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(corpora, monkeypatch, capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""``kvarts data mix``: one training manifest of several, each as often as it is to be heard, voices left out or not."""
+"""``kvarts data mix``: one manifest of several, each as often as it is to be heard; voices left out, or they alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvarts.errors import ConfigError, ManifestError
 from kvarts.manifest import Utterance, read_manifest, write_manifest
+from kvarts.text import normalise
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,22 @@ class Part:
     times: float = 1.0
 
 
-def mixed(parts: Sequence[Part], output: Path, without: Sequence[tuple[str, str]] = (), seed: int = 0) -> list[float]:
+def mixed(
+    parts: Sequence[Part], output: Path, is_wanted: Callable[[Utterance], bool] = lambda _: True, seed: int = 0
+) -> list[float]:
     """Writes the mix and gives the hours of each part in it.
 
     Rows keep their fields; audio_filepath is relative to `output`. The second and later copies of an utterance have
     «-2», «-3» … behind their id. Which utterances a fraction takes depends on the seed and the manifest alone.
 
     Args:
-        without: (field, value) of the utterances to leave out, as ("speaker", "anna").
+        is_wanted: which utterances of all parts.
 
     Raises:
         ManifestError: a manifest cannot be read, or nothing is left of it.
         OutputError: `output` cannot be written.
     """
-    taken = [list(_taken(part, without, seed)) for part in parts]
+    taken = [list(_taken(part, is_wanted, seed)) for part in parts]
     for part, utterances in zip(parts, taken, strict=True):
         if not utterances:
             raise ManifestError(f"{part.manifest}: nothing is left of it; leave it out, or less of it")
@@ -45,13 +48,9 @@ def mixed(parts: Sequence[Part], output: Path, without: Sequence[tuple[str, str]
     return [sum(utterance.duration_s for utterance, _ in utterances) / 3600 for utterances in taken]
 
 
-def _taken(part: Part, without: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[Utterance, int]]:
+def _taken(part: Part, is_wanted: Callable[[Utterance], bool], seed: int) -> Iterator[tuple[Utterance, int]]:
     """Utterances, and which copy of it each is, from 1 on."""
-    kept = [
-        utterance
-        for utterance in read_manifest(part.manifest)
-        if not any(str(utterance.fields.get(field)) == value for field, value in without)
-    ]
+    kept = [utterance for utterance in read_manifest(part.manifest) if is_wanted(utterance)]
     whole = math.floor(part.times)
     for copy in range(1, whole + 1):
         for utterance in kept:
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
     parser.description = (
         "Writes one manifest of several: what an epoch is to hear, and how much of each. A small corpus beside a large "
-        "one is named with a number of times; a voice can be left out, to be tested on it."
+        "one is named with a number of times; a voice can be left out, and another manifest made of it alone, to test on."
     )
     parser.add_argument(
         "--manifest",
@@ -83,13 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "random part is. Once for each manifest",
     )
     parser.add_argument("-o", "--output", metavar="M", type=Path, required=True, help="the manifest to write")
+    for option, what in (("--without", "leave out utterances"), ("--only", "take only utterances")):
+        parser.add_argument(
+            option,
+            metavar="FIELD=VALUE",
+            type=_field_and_value,
+            action="append",
+            default=[],
+            help=f"{what} with this value of a field, as speaker=anna; may be given more than once",
+        )
     parser.add_argument(
-        "--without",
-        metavar="FIELD=VALUE",
-        type=_field_and_value,
-        action="append",
-        default=[],
-        help="leave out utterances with this value of a field, as speaker=anna; may be given more than once",
+        "--texts", metavar="FILE", type=Path, help="take only utterances whose text is a line of this file"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random parts (default: 0)")
 
@@ -97,7 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the mix and prints the hours of each part."""
     parts = [_part(values) for values in args.manifest]
-    hours = mixed(parts, args.output, args.without, args.seed)
+    texts = None if args.texts is None else _texts(args.texts)
+
+    def is_wanted(utterance: Utterance) -> bool:
+        fields = {(name, str(value)) for name, value in utterance.fields.items()}
+        is_only = not args.only or not fields.isdisjoint(args.only)
+        return is_only and fields.isdisjoint(args.without) and (texts is None or normalise(utterance.text) in texts)
+
+    hours = mixed(parts, args.output, is_wanted, args.seed)
     for part, part_hours in zip(parts, hours, strict=True):
         print(f"{part_hours:8.2f} h {100 * part_hours / sum(hours):5.1f} %  {part.manifest}")
     print(f"{sum(hours):8.2f} h          {args.output}")
@@ -115,6 +125,15 @@ def _part(values: Sequence[str]) -> Part:
     if not 0 < times < math.inf:
         raise ConfigError(f"--manifest {' '.join(values)}: how often must be a number above 0")
     return Part(Path(values[0]), times)
+
+
+def _texts(path: Path) -> set[str]:
+    try:
+        return {normalise(line) for line in path.read_text(encoding="utf-8-sig").splitlines()}
+    except OSError as error:
+        raise ConfigError(f"--texts {path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--texts {path}: is no UTF-8 text; save it as UTF-8") from None
 
 
 def _field_and_value(text: str) -> tuple[str, str]:
