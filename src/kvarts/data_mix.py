@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
     parser.description = (
         "Writes one manifest of several: what an epoch is to hear, and how much of each. A small corpus beside a large "
-        "one is named with a number of times; a voice can be left out, and another manifest made of it alone, to test on."
+        "one is named with a number of times. A voice can be left out, and a manifest made of it alone, to test on."
     )
     parser.add_argument(
         "--manifest",
