@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(kvarts.__file__).parent
 PAGES = [ROOT / "README.md", ROOT / "README.ru.md", ROOT / "sample" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 # A page and the same page in Russian.
-BOTH = ("data", "corpora", "recipes", "recognition", "decoding", "farfield", "evaluation")
+BOTH = ("data", "corpora", "recipes", "recognition", "decoding", "farfield", "evaluation", "open-weights")
 TWINS = [
     ("README.md", "README.ru.md"),
     *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in BOTH),
