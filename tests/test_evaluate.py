@@ -591,8 +591,8 @@ def test_an_unknown_field_is_told_before_the_work(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "--model and --manifest are needed, or --predictions"),
-        ("--model m", "--model and --manifest are needed, or --predictions"),
+        ("", "--manifest is needed, or --predictions"),
+        ("--model m", "--manifest is needed, or --predictions"),
         ("--predictions p --model m", "--predictions recognises nothing anew; leave out --model"),
         ("--predictions p --manifest m --lm l", "leave out --manifest, --lm"),
         ("--predictions p --streaming --grammar g", "leave out --streaming, --grammar"),

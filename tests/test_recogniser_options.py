@@ -68,7 +68,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parsed(line: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_model_arguments(parser, required=False)
+    add_model_arguments(parser, is_optional=True)
     add_decoder_arguments(parser)
     add_calibration_argument(parser)
     return parser.parse_args(line.split())

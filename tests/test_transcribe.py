@@ -187,7 +187,7 @@ def test_a_mistake_is_one_line_before_the_work(
     "arguments",
     [
         ["--model", "m"],
-        ["a.wav"],
+        [],
         ["--model", "m", "a.wav", "--mic-seconds", "3"],
         ["--model", "m", "--mic", "--mic-seconds", "0"],
         ["--model", "m", "--mic", "--mic-seconds", "nan"],
