@@ -211,20 +211,22 @@ def test_dropout_draws_the_same_whatever_the_vectors_are(monkeypatch, libraries)
 
 
 @needs_compiler
-@pytest.mark.parametrize("backend", ["native", "avx2"])
-def test_faster_than_pytorch(monkeypatch, libraries, backend):
-    """Vectors longer than the registers once made it 2 to 3 times slower, though its numbers were right."""
+def test_faster_than_pytorch(monkeypatch, libraries):
+    """Vectors longer than the registers once made it 2 to 3 times slower, though its numbers were right.
+
+    Of what this processor uses alone: PyTorch's own choice is by the processor too.
+    """
     conv, packing = DepthwiseConv(512, 63), Packing(torch.full((8,), 125), 125)
     x, weights = torch.randn(2, 8 * 125, 512)
     x.requires_grad_()
-    seconds = {"torch": [], backend: []}
+    seconds = {"torch": [], "native": []}
     for _ in range(7):
         for name, measured in seconds.items():
             monkeypatch.setattr(native, "library", lambda name=name: libraries[name])
             start = time.perf_counter()
             conv(x, packing)[0].backward(weights)
             measured.append(time.perf_counter() - start)
-    assert min(seconds[backend]) < 0.7 * min(seconds["torch"])
+    assert min(seconds["native"]) < 0.7 * min(seconds["torch"])
 
 
 @needs_compiler

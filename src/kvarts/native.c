@@ -26,7 +26,7 @@
 #endif
 
 /* Channels of a task: as many as a register holds. Of vectors longer than that GCC 12 keeps the sums in memory, which
-   took 5 times as long (16 channels with AVX2: 7 to 9 GFLOP/s on two cores of an AMD EPYC, 8 channels: 37 to 66). */
+   took 5 times as long (16 channels with AVX2: 7 to 9 GFLOP/s on two cores of an AMD EPYC, 8 channels: 31 to 66). */
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)

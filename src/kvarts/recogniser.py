@@ -183,7 +183,7 @@ class Recognizer:
             path: the folder; None: the open weights, see `kvarts.open_weights`.
             engine: «openvino» or «onnxruntime»; None: the faster of those installed.
             precision: «float32», «bfloat16» (OpenVINO only) or «int8»; None: the fastest that this processor computes
-                at no noticeable loss, see `kvarts.model_folder.default_precision`.
+                at no noticeable loss, see `kvarts.model_folder.default_precision`; of a compact folder, int8.
             threads: of the engine, of reading, of features and of the decoder; None: all processors that this process
                 may use.
             decoder: greedy, a `kvarts.search.BeamSearch`, or a `kvarts.grammar_search.GrammarSearch` for commands.
