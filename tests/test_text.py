@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from kvarts.alphabet import (
     NUM_CLASSES,
     decode,
     encode,
+    encode_long,
     foreign_characters,
     min_ctc_frames,
 )
@@ -75,6 +78,23 @@ def test_encode_names_foreign_characters() -> None:
         encode("ёлка 55 ё")
     assert foreign_characters("ёлка 55 ё") == "ё5"
     assert foreign_characters("елка") == ""
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from(ALPHABET), st.characters(exclude_categories=()))))
+def test_long_texts_are_encoded_like_short_ones(text: str) -> None:
+    foreign = foreign_characters(text)
+    if foreign:
+        with pytest.raises(TextError, match=re.escape(repr(foreign))):
+            encode_long(text)
+    else:
+        assert encode_long(text).tolist() == encode(text)
+
+
+def test_of_a_long_text_only_what_is_around_a_foreign_character_is_quoted() -> None:
+    with pytest.raises(TextError) as refused:
+        encode_long(1000 * "дом" + "z" + 1000 * "лес")
+    assert f"{10 * 'дом'}z{9 * 'лес'}" in str(refused.value)
+    assert len(str(refused.value)) < 200
 
 
 @given(st.text(alphabet="аб ", max_size=20))

@@ -8,6 +8,7 @@ Transactions on Acoustics, Speech and Signal Processing 35 (1987).
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
 import zlib
@@ -42,6 +43,7 @@ _LOG10_ROUNDING = 1e-3  # IRSTLM and others write probabilities a little above 1
 _UNNORMALISED_SHARE = 0.01  # of all words, by their probability; more says that the text was not normalised
 
 _ROWS = 1 << 16  # read at a time
+_UNPACKED_AT_ONCE: Final = 1 << 18  # bytes
 _OTHER_FORMATS: Final = {
     b"mmap lm ": "KenLM's binary format",
     b"blmt": "IRSTLM's binary format",
@@ -316,8 +318,9 @@ def _opened(path: Path) -> Iterator[Iterable[bytes]]:
             if file.peek(2)[:2] != b"\x1f\x8b":
                 yield _checked(path, file.peek(16), file)
                 return
-            with gzip.open(file) as unpacked:
-                yield _checked(path, unpacked.peek(16), unpacked)
+            # A GzipFile finds its lines in Python: half a million of them took 0.2 s longer.
+            with gzip.open(file) as unpacked, io.BufferedReader(unpacked, _UNPACKED_AT_ONCE) as lines:
+                yield _checked(path, lines.peek(16), lines)
     except FileNotFoundError:
         raise LanguageModelError(f"{path}: no such language model; check the path") from None
     except IsADirectoryError:

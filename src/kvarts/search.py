@@ -23,13 +23,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvarts import search_plain
-from kvarts.alphabet import NUM_CLASSES, decode, foreign_characters
+from kvarts.alphabet import NUM_CLASSES, decode
 from kvarts.arpa import END_ID, UNKNOWN_ID, BackoffModel
 from kvarts.compiled import NoLibraryError, compiled
 from kvarts.decoding import WordFrames
@@ -175,9 +176,8 @@ class BeamSearch:
         words = dict.fromkeys(vocabulary)
         number_of: dict[str, int] = {}
         if language_model is not None:
-            spellable = (word for word in language_model.words[UNKNOWN_ID + 1 :] if not foreign_characters(word))
-            words.update(dict.fromkeys(spellable))
-            number_of = {word: number for number, word in enumerate(language_model.words)}
+            words.update(dict.fromkeys(language_model.words[UNKNOWN_ID + 1 :]))
+            number_of = language_model.ids
         if is_closed and not words:
             raise ConfigError("a closed vocabulary needs words: give a language model or a list of words")
         if hotwords is not None and words:
@@ -186,7 +186,7 @@ class BeamSearch:
         best_word, spelling = np.zeros(0, np.float32), np.zeros(0, np.float32)
         if words:
             tree = letter_tree(list(words))
-            numbers = np.array([number_of.get(each, UNKNOWN_ID) for each in words], np.int32)
+            numbers = np.fromiter(map(number_of.get, words, repeat(UNKNOWN_ID)), np.int32, len(words))
             word = np.where(tree.word >= 0, numbers[tree.word], -1).astype(np.int32)
             single = np.zeros(len(words), np.float32)
             if language_model is not None:

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvarts.alphabet import ALPHABET, encode
+from kvarts.alphabet import ALPHABET, encode_long
 
 LABELS: Final = len(ALPHABET)  # label 0, the space, stands before the first letter and ends a word
 ORDER: Final = 4
@@ -35,7 +35,7 @@ def spelling_model(words: Sequence[str]) -> NDArray[np.float32]:
         TextError: a letter has no label.
     """
     between = (ORDER - 1) * " "
-    labels = np.array(encode(between + between.join(words) + between), np.int64)
+    labels = encode_long(between + between.join(words) + between)
     windows = np.lib.stride_tricks.sliding_window_view(labels, ORDER)
     # What begins behind the end of one word and before the next is none.
     windows = windows[(windows[:, -1] > 0) | (windows[:, -2] > 0)]

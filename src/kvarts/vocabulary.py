@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvarts.alphabet import encode
+from kvarts.alphabet import encode, encode_long
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,9 @@ def letter_tree(words: Sequence[str]) -> LetterTree:
     Raises:
         TextError: a letter has no label.
     """
-    spelt = [encode(word) for word in words]
-    lengths = np.array([len(ids) for ids in spelt], np.int64)
-    letters = np.zeros((len(words), lengths.max(initial=0)), np.int64)
-    for row, ids in zip(letters, spelt, strict=True):
-        row[: len(ids)] = ids
+    lengths = np.array(list(map(len, words)), np.int64)
+    letters = np.zeros((len(words), lengths.max(initial=0)), np.uint8)
+    letters[np.arange(letters.shape[1]) < lengths[:, None]] = encode_long("".join(words))
     at = np.zeros(len(words), np.int64)  # the node of each word so far
     parents, labels, depths = [np.array([0])], [np.array([-1])], [np.array([0])]
     count = 1
