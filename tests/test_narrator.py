@@ -1,10 +1,13 @@
 """The narrator's voice of `benchmarks/narrator.py`: nothing held out is in it; what he is given to say."""
 
 import random
+from collections import Counter
+from itertools import islice
 
 import pytest
 
 from narrator import make_voice, parsed, utterances_of, without, written
+from word_list import FLATTER, random_texts
 
 CATALOGUE = """EST_File index
 NumEntries 5
@@ -64,3 +67,14 @@ def test_what_he_says_is_the_seeds_and_known_letters_alone(tmp_path):
     assert {len(utterance) for utterance in one} <= {1, 2, 3}
     everything = utterances_of([(text, 99)], random.Random(0))
     assert sorted(sentence for utterance in everything for sentence in utterance) == sorted(sentences)
+
+
+def test_random_texts_hold_rare_words_more_often_than_speech_does():
+    words = [("дом", 10_000), ("и", 10_000), ("б", 10_000), ("лес", 100)]
+    texts = list(random_texts(words, 3000, seed=1))
+    assert all(3 <= len(text.split()) <= 9 for text in texts)
+    counts = Counter(" ".join(texts).split())
+    assert set(counts) == {"дом", "и", "лес"}  # «б» is no word
+    assert counts["дом"] / counts["лес"] == pytest.approx(100**FLATTER, rel=0.1)
+    assert counts["дом"] / counts["и"] == pytest.approx(1, rel=0.1)
+    assert list(islice(random_texts(words, 3000, seed=1), 5)) == texts[:5] != list(random_texts(words, 5, seed=2))
