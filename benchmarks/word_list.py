@@ -23,7 +23,7 @@ from kvarts.files import atomic_text_writer
 from kvarts.text import normalise
 
 SINGLE_LETTERS = "авиоукся"  # which are words
-FLATTER = 0.45  # power of the frequencies that words are drawn by; with 1 the commonest thousand would be half of the texts
+FLATTER = 0.45  # power of the frequencies that words are drawn by; with 1 half of a text are the commonest thousand
 WORDS = (3, 9)  # in a line
 
 

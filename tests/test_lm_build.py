@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,51 @@ def test_what_can_be_wrong(
     assert not list(Path().glob(".*.tmp"))
 
 
+def test_what_a_test_set_says_is_not_learnt(build: Callable[..., SimpleNamespace]) -> None:
+    rows = [
+        {"audio_filepath": "a.wav", "text": "Он пришёл домой, когда стемнело", "duration": 2.0},
+        {"audio_filepath": "b.wav", "text": "да нет", "duration": 1.0},
+    ]
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [
+        "и вот он пришел домой когда все спали",  # four words in a row
+        "он пришел домой поздно",  # three
+        "Да, нет!",  # a whole text
+        "да нет же",  # more than a text
+    ]
+    Path("text.txt").write_text("\n".join(lines), encoding="utf-8")
+    ended = build("text.txt", "-o", "lm.arpa", "--without", "test.jsonl")
+    assert (ended.code, ended.err) == (0, "")
+    assert arpa(Path("lm.arpa")) == "".join(train([lines[1].split(), lines[3].split()], 3).arpa())
+    assert ["held", "out", "2"] in [line.split() for line in ended.out.splitlines()]
+    assert build("text.txt", "-o", "lm.arpa", "--without", "test.jsonl", "3").code == 0
+    assert arpa(Path("lm.arpa")) == "".join(train([lines[3].split()], 3).arpa())
+
+
+@pytest.mark.parametrize("values", [("test.jsonl", "0"), ("test.jsonl", "x"), ("test.jsonl", "4", "more.jsonl")])
+def test_a_manifest_held_out_is_named_with_a_number(build: Callable[..., SimpleNamespace], values: list[str]) -> None:
+    ended = build("text.txt", "-o", "lm.arpa", "--without", *values)
+    assert (ended.code, "name one manifest and a number of words" in ended.err) == (2, True)
+
+
+def test_a_text_that_is_all_held_out(build: Callable[..., SimpleNamespace]) -> None:
+    row = {"audio_filepath": "a.wav", "text": "да", "duration": 1.0}
+    Path("test.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    Path("text.txt").write_text("Да!\n", encoding="utf-8")
+    ended = build("text.txt", "-o", "lm.arpa", "--without", "test.jsonl")
+    assert (ended.code, "give more text" in ended.err, Path("lm.arpa").exists()) == (2, True, False)
+
+
+def test_fewer_decimals_round_the_logarithms(build: Callable[..., SimpleNamespace]) -> None:
+    assert build("text.txt", "-o", "whole.arpa").code == build("text.txt", "-o", "lm.arpa", "--decimals", "2").code == 0
+    whole, rounded = (arpa(Path(name)).replace("\n", " ").split() for name in ("whole.arpa", "lm.arpa"))
+    assert len(rounded) == len(whole)
+    assert rounded != whole
+    for before, after in zip(whole, rounded, strict=True):
+        is_number = re.fullmatch(r"-?\d+\.\d{6}", before)
+        assert after == (f"{float(before):.2f}" if is_number else before)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -174,6 +220,7 @@ def test_what_can_be_wrong(
         ["text.txt", "-o", "lm.arpa", "--order", "10"],
         ["text.txt", "-o", "lm.arpa", "--prune", "-1"],
         ["text.txt", "-o", "lm.arpa", "--min-count", "x"],
+        ["text.txt", "-o", "lm.arpa", "--decimals", "0"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ END: Final = "</s>"
 UNKNOWN: Final = "<unk>"
 
 MAX_ORDER: Final = 9
+ARPA_DECIMALS: Final = 6
 
 # Taken off counts of 1, 2, and 3 or more where there are too few n-grams to estimate that, as of a hundred commands.
 FALLBACK_DISCOUNTS: Final = (0.5, 1.0, 1.5)
@@ -76,8 +77,9 @@ class LanguageModel:
     orders: tuple[NGrams, ...]
     discounts: tuple[tuple[float, float, float], ...]
 
-    def arpa(self) -> Iterator[str]:
-        """The lines of an ARPA file, with their ends."""
+    def arpa(self, decimals: int = ARPA_DECIMALS) -> Iterator[str]:
+        """The lines of an ARPA file, with their ends; logarithms have so many decimals."""
+        number = f"{{:.{decimals}f}}"
         yield "\\data\\\n"
         for order, grams in enumerate(self.orders, start=1):
             yield f"ngram {order}={len(grams.word)}\n"
@@ -92,9 +94,9 @@ class LanguageModel:
             texts = words
             probabilities = grams.log10_probability.tolist()
             if order == len(self.orders):
-                yield from map("{:.6f}\t{}\n".format, probabilities, texts)
+                yield from map(f"{number}\t{{}}\n".format, probabilities, texts)
             else:
-                yield from map("{:.6f}\t{}\t{:.6f}\n".format, probabilities, texts, grams.log10_backoff.tolist())
+                yield from map(f"{number}\t{{}}\t{number}\n".format, probabilities, texts, grams.log10_backoff.tolist())
         yield "\n\\end\\\n"
 
 
