@@ -172,6 +172,7 @@ def test_what_a_test_set_says_is_not_learnt(build: Callable[..., SimpleNamespace
     Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lines = [
         "и вот он пришел домой когда все спали",  # four words in a row
+        "поздно пришел домой когда стемнело",  # the last four
         "он пришел домой поздно",  # three
         "Да, нет!",  # a whole text
         "да нет же",  # more than a text
@@ -179,10 +180,18 @@ def test_what_a_test_set_says_is_not_learnt(build: Callable[..., SimpleNamespace
     Path("text.txt").write_text("\n".join(lines), encoding="utf-8")
     ended = build("text.txt", "-o", "lm.arpa", "--without", "test.jsonl")
     assert (ended.code, ended.err) == (0, "")
-    assert arpa(Path("lm.arpa")) == "".join(train([lines[1].split(), lines[3].split()], 3).arpa())
-    assert ["held", "out", "2"] in [line.split() for line in ended.out.splitlines()]
+    assert arpa(Path("lm.arpa")) == "".join(train([lines[2].split(), lines[4].split()], 3).arpa())
+    assert ["held", "out", "3"] in [line.split() for line in ended.out.splitlines()]
     assert build("text.txt", "-o", "lm.arpa", "--without", "test.jsonl", "3").code == 0
-    assert arpa(Path("lm.arpa")) == "".join(train([lines[3].split()], 3).arpa())
+    assert arpa(Path("lm.arpa")) == "".join(train([lines[4].split()], 3).arpa())
+    # Each manifest by its own number.
+    Path("other.jsonl").write_text(json.dumps({**rows[1], "text": "пришел домой поздно"}), encoding="utf-8")
+    both = ("--without", "test.jsonl", "5", "--without", "other.jsonl", "2")
+    assert build("text.txt", "-o", "lm.arpa", *both).code == 0
+    assert arpa(Path("lm.arpa")) == "".join(train([lines[4].split()], 3).arpa())
+    assert build("text.txt", "-o", "lm.arpa", *both[:3]).code == 0
+    kept = [line.split() for line in (*lines[:3], lines[4])]
+    assert arpa(Path("lm.arpa")) == "".join(train(kept, 3).arpa())
 
 
 @pytest.mark.parametrize("values", [("test.jsonl", "0"), ("test.jsonl", "x"), ("test.jsonl", "4", "more.jsonl")])
