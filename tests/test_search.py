@@ -65,7 +65,8 @@ WIDE = {"beam": 10_000, "width": 1e9, "least_log_prob": NEVER / 2}
 @ways
 @pytest.mark.parametrize("frames", [0, 1, 2, 5])
 @pytest.mark.parametrize(
-    "kind", ["nothing", "hot words", "vocabulary", "closed", "model", "model and hot words", "closed model"]
+    "kind",
+    ["nothing", "hot words", "vocabulary", "closed", "model", "model and hot words", "model and vocabulary", "closed model"],
 )
 def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_compiled, frames, kind):
     draw = np.random.default_rng(frames)
