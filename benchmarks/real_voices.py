@@ -21,6 +21,7 @@ from pathlib import Path
 import soundfile
 
 from kvarts.audio import read_audio
+from kvarts.errors import KvartsError
 from kvarts.frames import SAMPLE_RATE
 from kvarts.manifest import write_manifest
 from kvarts.spoken import spoken
@@ -103,10 +104,13 @@ def main() -> None:
             parser.error(f"there is no {args.root / needed} (Debian: apt install {packages})")
     announced, named = list(readable(prompts(args.root))), list(readable(stamps(args.root)))
     held_out = set(sorted({text for *_, text in named})[::VAL_SHARE])
-    put((one for one in announced if one[0].startswith(MAILBOX)), "ivrvoice", args.output / "mailbox")
-    put((one for one in announced if not one[0].startswith(MAILBOX)), "ivrvoice", args.output / "exchange")
-    put((one for one in named if one[2] not in held_out), "stamps", args.output / "stamps")
-    put((one for one in named if one[2] in held_out), "stamps", args.output / "stamps_val")
+    try:
+        put((one for one in announced if one[0].startswith(MAILBOX)), "ivrvoice", args.output / "mailbox")
+        put((one for one in announced if not one[0].startswith(MAILBOX)), "ivrvoice", args.output / "exchange")
+        put((one for one in named if one[2] not in held_out), "stamps", args.output / "stamps")
+        put((one for one in named if one[2] in held_out), "stamps", args.output / "stamps_val")
+    except KvartsError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

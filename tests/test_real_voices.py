@@ -29,7 +29,7 @@ vm-opts: Нажмите 0
 
 
 @pytest.fixture
-def real(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch):
     root = tmp_path / "root"
     texts = root / real_voices.PROMPT_TEXTS
     texts.parent.mkdir(parents=True)
@@ -48,8 +48,13 @@ def real(tmp_path, monkeypatch):
         (stamps / f"{number}.txt").write_text(f"A beast.\nuk.utf8=Звір.\nru.utf8=Большой {word}.\n", encoding="utf-8")
     (stamps / "20_desc_uk.ogg").write_bytes(b"")
     monkeypatch.setattr(sys, "argv", ["real_voices.py", "--root", str(root), "-o", str(tmp_path / "real")])
+    return root
+
+
+@pytest.fixture
+def real(root):
     real_voices.main()
-    return tmp_path / "real"
+    return root.parent / "real"
 
 
 def texts(folder):
@@ -88,3 +93,10 @@ def test_packages_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         real_voices.main()
     assert "apt install asterisk-core-sounds-ru-g722 tuxpaint-stamps-default" in capsys.readouterr().err
+
+
+def test_without_pyav_it_says_what_to_install(root, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SystemExit):
+        real_voices.main()
+    assert "vm-opts.g722 is not audio that libsndfile reads" in capsys.readouterr().err
