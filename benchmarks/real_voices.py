@@ -1,13 +1,13 @@
 """Real people who are in Debian, as manifests: what a recogniser makes of voices that it has not heard.
 
-    apt install asterisk-core-sounds-ru-g722 tuxpaint-stamps-default
+    apt-get install --no-install-recommends asterisk-core-sounds-ru asterisk-core-sounds-ru-g722 tuxpaint-stamps-default
     python benchmarks/real_voices.py -o real
 
-`prompts`: a woman's announcements for telephone exchanges (Asterisk; G.722, 16 kHz, needs PyAV). `mailbox` are those of
-the voice mailbox, `exchange` all others, so that one can be adapted to and the other measured. `stamps`: what the
-stamps of Tux Paint are called, read out by a volunteer; `stamps_val` has one name in eight. Digits are put in words;
-what cannot be, or is not Russian, is left out, as are English letters and what is no speech. --root reads packages
-that are unpacked there and not installed.
+A woman's announcements for telephone exchanges (Asterisk; G.722, 16 kHz, needs PyAV): `mailbox` are those of the voice
+mailbox, `exchange` all others, so that one can be adapted to and the other measured. `stamps`: what the stamps of Tux
+Paint are called, read out by a volunteer; `stamps_val` has one name in eight. Digits are put in words; what cannot be,
+or is not Russian, is left out, as are English letters and what is no speech. --root reads packages that are unpacked
+there and not installed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kvarts.text import normalise
 PROMPTS = Path("usr/share/asterisk/sounds/ru_RU_f_IvrvoiceRU")
 PROMPT_TEXTS = Path("usr/share/doc/asterisk-core-sounds-ru/core-sounds-ru.txt.gz")
 STAMPS = Path("usr/share/tuxpaint/stamps")
+PACKAGES = "asterisk-core-sounds-ru asterisk-core-sounds-ru-g722 tuxpaint-stamps-default"
 VAL_SHARE = 8  # one text in so many is for validation; a text is never in both
 MAILBOX = "vm-"  # how the names of the voice mailbox's prompts begin
 ENGLISH_LETTER = re.compile(r"letters/([a-z]|zed)")
@@ -100,8 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     for needed in (PROMPTS, PROMPT_TEXTS, STAMPS):
         if not (args.root / needed).exists():
-            packages = "asterisk-core-sounds-ru-g722 tuxpaint-stamps-default"
-            parser.error(f"there is no {args.root / needed} (Debian: apt install {packages})")
+            parser.error(f"there is no {args.root / needed} (Debian: apt-get install {PACKAGES})")
     announced, named = list(readable(prompts(args.root))), list(readable(stamps(args.root)))
     held_out = set(sorted({text for *_, text in named})[::VAL_SHARE])
     try:

@@ -92,7 +92,7 @@ def test_packages_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["real_voices.py", "--root", str(tmp_path), "-o", str(tmp_path / "real")])
     with pytest.raises(SystemExit):
         real_voices.main()
-    assert "apt install asterisk-core-sounds-ru-g722 tuxpaint-stamps-default" in capsys.readouterr().err
+    assert f"apt-get install {real_voices.PACKAGES}" in capsys.readouterr().err
 
 
 def test_without_pyav_it_says_what_to_install(root, monkeypatch, capsys):
