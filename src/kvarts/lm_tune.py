@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
+from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,7 @@ _BOUNDS: Final = {
     "spelling_weight": (0.0, 5.0),
 }
 _HALVINGS: Final = 2
-_USUAL_TRIALS: Final = 60  # for the bar
+_USUAL_TRIALS: Final = 250  # for the bar
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,48 @@ def tuned(measure: Callable[[Weights], Trial], start: Weights) -> Trial:
     """Goes from one set of weights to a better neighbour until there is none, then takes smaller steps.
 
     That is the pattern search of R. Hooke and T. A. Jeeves (Journal of the ACM 8, 1961), each weight tried both ways.
+    How good weights are is the mean over them and those half a step away: WER on some dozen utterances is rugged, and
+    its lowest point is chance. Found on one half of 34 texts, they gave on the other half 34.7 % instead of 35.4 (mean
+    of 18 random halves).
     """
-    best, at = measure(start), start
-    tried = {start}
+    measured: dict[Weights, Trial] = {}
+
+    def rank(weights: Weights) -> tuple[float, float]:
+        around = [weights, *_neighbours(weights, 0.5)]  # at a bound it stands for what lies beyond
+        for one in around:
+            if one not in measured:
+                measured[one] = measure(one)
+        found = [measured[one].rank for one in around]
+        return fsum(wer for wer, _ in found) / len(found), fsum(cer for _, cer in found) / len(found)
+
+    at, lowest = start, rank(start)
+    ranked = {start}
     scale = 1.0
     for _ in range(_HALVINGS + 1):
         improved = True
         while improved:
             improved = False
-            for name, step in _STEPS.items():
-                for way in (1, -1):
-                    low, high = _BOUNDS[name]
-                    value = round(min(max(getattr(at, name) + way * step * scale, low), high), 3)
-                    weights = replace(at, **{name: value})
-                    if weights in tried:
+            for name in _STEPS:
+                for weights in _neighbours(at, scale, (name,)):
+                    if weights in ranked:
                         continue
-                    tried.add(weights)
-                    trial = measure(weights)
-                    if trial.rank < best.rank:
-                        best, at, improved = trial, weights, True
+                    ranked.add(weights)
+                    found = rank(weights)
+                    if found < lowest:
+                        at, lowest, improved = weights, found, True
         scale /= 2
-    return best
+    return measured[at]
+
+
+def _neighbours(weights: Weights, scale: float, names: Iterable[str] = _STEPS) -> list[Weights]:
+    """Those a step up or down in one of the weights, within the bounds."""
+    found = []
+    for name in names:
+        low, high = _BOUNDS[name]
+        for way in (1, -1):
+            value = round(min(max(getattr(weights, name) + way * _STEPS[name] * scale, low), high), 3)
+            found.append(replace(weights, **{name: value}))
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
