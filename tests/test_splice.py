@@ -199,9 +199,7 @@ def test_splices_say_what_their_manifest_says(recordings, capsys):
 def test_the_seed_decides(recordings):
     for output, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         assert splice(recordings, "--times", "4", "--seed", seed, output=output) == 0
-    a, b, c = (
-        [utterance.text for utterance in read_manifest(recordings / name / "manifest.jsonl")] for name in "abc"
-    )
+    a, b, c = ([utterance.text for utterance in read_manifest(recordings / name / "manifest.jsonl")] for name in "abc")
     assert a == b != c
     assert len(set(a)) > 3  # each time another order
 

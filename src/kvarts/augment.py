@@ -87,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     splice = commands.add_parser("splice", help="cut utterances between their words and join them in another order")
     splice.description = (
         "Writes new utterances of one to four words each of many, of one speaker after the other, and their manifest. "
-        "Training on few sentences of a voice learns them by heart; with these beside them it cannot. A model that "
-        "knows the voice a little finds where the words are: the open weights, or one trained on it already. An hour "
-        "of recordings takes 115 MB of memory."
+        "Training on few sentences of a voice learns them by heart; in these nothing follows from what was said "
+        "before. A model that knows the voice a little finds where the words are: the open weights, or one trained on "
+        "it already. An hour of recordings takes 115 MB of memory."
     )
     splice.add_argument("manifest", type=Path, help="utterances to train on")
     splice.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
