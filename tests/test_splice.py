@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,7 @@ def test_a_recording_is_cut_in_the_spaces_of_its_tones():
     waveform = speak(text)
     features = log_mel(waveform)
     [row] = ToneEngine().log_probs(features[None], np.array([len(features)]))
-    [utterance] = read_manifest(SAMPLE)[:1]
-    object.__setattr__(utterance, "text", "Где мой кот?")
+    utterance = replace(read_manifest(SAMPLE)[0], text="Где мой кот?")
     found = recording_of(utterance, waveform, row[: encoded_frames(mel_frames(len(waveform)))], stride=4)
     assert found.words == ("где", "мой", "кот")
     assert np.array_equal(found.waveform, to_pcm(waveform))
@@ -68,8 +68,7 @@ def test_a_recording_is_cut_in_the_spaces_of_its_tones():
 
 @pytest.mark.parametrize("text", ["", " — ", "кот 5", "cat"])
 def test_texts_that_cannot_be_cut(text):
-    [utterance] = read_manifest(SAMPLE)[:1]
-    object.__setattr__(utterance, "text", text)
+    utterance = replace(read_manifest(SAMPLE)[0], text=text)
     with pytest.raises(TextError):
         recording_of(utterance, np.zeros(16_000, np.float32), np.zeros((26, 34), np.float32), stride=4)
 

@@ -110,13 +110,17 @@ def _rooms(args: argparse.Namespace) -> int:
 
     importlib.import_module("pyroomacoustics")  # if it is not installed, say so before any work is done
     _check_positive(args, "count", "noises", "workers")
-    if args.output.exists():
-        raise ConfigError(f"{args.output} exists; give a new folder")
+    _check_new(args.output)
     make_room_folder(args.output, args.count, args.noises, args.seed, args.workers)
     rooms = {response.room for response in read_responses(args.output)}
     noises = read_noises(args.output)
     print(f"{args.output}: {args.count} responses of {len(rooms)} rooms, {len(noises)} noises")
     return 0
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; give a new folder")
 
 
 def _check_positive(args: argparse.Namespace, *names: str) -> None:
@@ -135,8 +139,7 @@ def _manifest(args: argparse.Namespace) -> int:
     from kvarts.rooms import write_sound
     from kvarts.sound import Noise, Room, carried_out
 
-    if args.output.exists():
-        raise ConfigError(f"{args.output} exists; give a new folder")
+    _check_new(args.output)
     if args.noises is not None and args.snr_db is None:
         raise ConfigError("--noises goes with --snr-db; say how loud they shall be")
     utterances = read_manifest(args.manifest)
@@ -209,8 +212,7 @@ def _splice(args: argparse.Namespace) -> int:
     from kvarts.splice import Recording, aligned, row_of, splices
 
     _check_positive(args, "times")
-    if args.output.exists():
-        raise ConfigError(f"{args.output} exists; give a new folder")
+    _check_new(args.output)
     utterances = read_manifest(args.manifest)
     recogniser = recogniser_of(args)
     of_speaker: dict[str | None, list[Recording]] = {}
