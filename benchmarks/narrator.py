@@ -121,17 +121,22 @@ def utterances_of(texts: Sequence[tuple[Path, int]], draw: random.Random) -> lis
 
 def spoken(voice: Path, utterances: Sequence[Sequence[str]], folder: Path) -> Iterator[tuple[str, Path]]:
     """One festival says a batch: text and wav file of each utterance that it could say."""
-    commands = [
-        f"(voice-location 'msu_ru_nsh_clunits \"{voice}/\" \"without what is held out\")",
-        "(voice_msu_ru_nsh_clunits)",
-    ]
+    # Festival loads its default voice before any script, and a voice of one name only once. Where no other is there,
+    # the default is the narrator with all of his recordings: so this one is made the default, as a user would do it.
+    location = f"(voice-location 'msu_ru_nsh_clunits \"{voice}/\" \"without what is held out\")"
+    settings = f"{location}\n(set! voice_default 'voice_msu_ru_nsh_clunits)\n"
+    (folder / ".festivalrc").write_text(settings, encoding="utf-8")
+    commands = [f'(if (not (string-equal msu_ru_nsh::dir "{voice}/")) (error "another voice:" msu_ru_nsh::dir))']
     for number, sentences in enumerate(utterances):
         text = ", ".join(sentences)  # at a comma he makes a pause
         wave = f"(utt.synth (eval (list 'Utterance 'Text \"{text}\")))"
         commands.append(f"(unwind-protect (utt.save.wave {wave} \"{folder / f'{number}.wav'}\" 'riff) nil)")
     script = folder / "batch.scm"
     script.write_text("\n".join(commands), encoding="utf-8")
-    subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True, timeout=3600)
+    environment = {**os.environ, "HOME": str(folder)}
+    done = subprocess.run(["festival", "-b", str(script)], capture_output=True, timeout=3600, env=environment)
+    if done.returncode:
+        raise SystemExit(f"festival: {done.stderr.decode(errors='replace')[-2000:]}")
     for number, sentences in enumerate(utterances):
         path = folder / f"{number}.wav"
         if path.exists():

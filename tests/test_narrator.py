@@ -1,12 +1,14 @@
 """The narrator's voice of `benchmarks/narrator.py`: nothing held out is in it; what he is given to say."""
 
 import random
+import shutil
 from collections import Counter
 from itertools import islice
 
 import pytest
+import soundfile
 
-from narrator import make_voice, parsed, utterances_of, without, written
+from narrator import VOICE, make_voice, parsed, spoken, utterances_of, without, written
 from word_list import FLATTER, random_texts
 
 CATALOGUE = """EST_File index
@@ -67,6 +69,42 @@ def test_what_he_says_is_the_seeds_and_known_letters_alone(tmp_path):
     assert {len(utterance) for utterance in one} <= {1, 2, 3}
     everything = utterances_of([(text, 99)], random.Random(0))
     assert sorted(sentence for utterance in everything for sentence in utterance) == sorted(sentences)
+
+
+FESTIVAL = """#!/bin/sh
+mkdir -p "$(dirname "$2")/seen" && cp "$HOME/.festivalrc" "$2" "$(dirname "$2")/seen"
+echo what was wrong >&2
+exit {code}
+"""
+
+
+@pytest.mark.parametrize("code", [0, 255])
+def test_festival_starts_with_the_voice_as_its_default_and_says_what_was_wrong(tmp_path, monkeypatch, code):
+    (tmp_path / "festival").write_text(FESTIVAL.format(code=code), encoding="utf-8")
+    (tmp_path / "festival").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if code:
+        with pytest.raises(SystemExit, match="what was wrong"):
+            list(spoken(tmp_path / "voice", [["мама", "мыла раму"]], tmp_path))
+    else:
+        assert not list(spoken(tmp_path / "voice", [["мама", "мыла раму"]], tmp_path))  # it has made no file
+    location, default = (tmp_path / "seen/.festivalrc").read_text(encoding="utf-8").splitlines()
+    assert f'"{tmp_path}/voice/"' in location
+    assert default == "(set! voice_default 'voice_msu_ru_nsh_clunits)"
+    assert '"мама, мыла раму"' in (tmp_path / "seen/batch.scm").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not (shutil.which("festival") and VOICE.is_dir()), reason="needs festival and festvox-ru of Debian")
+def test_what_is_held_out_is_not_spoken_with_even_where_no_other_voice_is_installed(tmp_path):
+    make_voice(VOICE, tmp_path / "voice")
+    [(text, path)] = spoken(tmp_path / "voice", [["мама", "мыла раму"]], tmp_path)
+    samples, rate = soundfile.read(path)
+    assert (text, rate) == ("мама мыла раму", 16_000)
+    assert 0.5 < len(samples) / rate < 3
+    # without its sounds the voice is silent: so it is its own files that it speaks with, not those of the package
+    shutil.rmtree(tmp_path / "voice/wav")
+    path.unlink()
+    assert not list(spoken(tmp_path / "voice", [["мама", "мыла раму"]], tmp_path))
 
 
 def test_random_texts_hold_rare_words_more_often_than_speech_does():
