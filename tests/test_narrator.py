@@ -91,7 +91,9 @@ def test_festival_starts_with_the_voice_as_its_default_and_says_what_was_wrong(t
     location, default = (tmp_path / "seen/.festivalrc").read_text(encoding="utf-8").splitlines()
     assert f'"{tmp_path}/voice/"' in location
     assert default == "(set! voice_default 'voice_msu_ru_nsh_clunits)"
-    assert '"мама, мыла раму"' in (tmp_path / "seen/batch.scm").read_text(encoding="utf-8")
+    guard, said = (tmp_path / "seen/batch.scm").read_text(encoding="utf-8").splitlines()
+    assert f'(string-equal msu_ru_nsh::dir "{tmp_path}/voice/")' in guard
+    assert '"мама, мыла раму"' in said
 
 
 @pytest.mark.skipif(not (shutil.which("festival") and VOICE.is_dir()), reason="needs festival and festvox-ru of Debian")
@@ -105,6 +107,13 @@ def test_what_is_held_out_is_not_spoken_with_even_where_no_other_voice_is_instal
     shutil.rmtree(tmp_path / "voice/wav")
     path.unlink()
     assert not list(spoken(tmp_path / "voice", [["мама", "мыла раму"]], tmp_path))
+    # a folder that is no voice, or whose files lead to another one, is an error
+    (tmp_path / "led_away/festvox").mkdir(parents=True)
+    lead = f'(set! msu_ru_nsh::dir "{VOICE}/")\n(load "{VOICE}/festvox/msu_ru_nsh_clunits.scm")\n'
+    (tmp_path / "led_away/festvox/msu_ru_nsh_clunits.scm").write_text(lead, encoding="utf-8")
+    for name in ("nowhere", "led_away"):
+        with pytest.raises(SystemExit, match="festival: "):
+            list(spoken(tmp_path / name, [["мама", "мыла раму"]], tmp_path))
 
 
 def test_random_texts_hold_rare_words_more_often_than_speech_does():
