@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -104,10 +105,10 @@ def test_without_options_it_is_greedy() -> None:
     assert decoder_options(parsed("")) == []
 
 
-@pytest.mark.parametrize("line", ["--beam 100", "--lm lm.arpa", "--hotwords hot.txt", "--vocabulary words.txt"])
+@pytest.mark.parametrize("line", ["--beam 200", "--lm lm.arpa", "--hotwords hot.txt", "--vocabulary words.txt"])
 def test_any_of_four_options_makes_it_a_search(line: str) -> None:
     rules = search_of(line).rules
-    assert rules.beam == DEFAULT_BEAM == 100
+    assert rules.beam == DEFAULT_BEAM == 200
     assert rules.weights == Weights() == Weights(0.5, 0.5, 0, 0.5)
     given = [rules.language_model is not None, rules.hotwords is not None, rules.tree is not None, rules.is_closed]
     assert given == ["--lm" in line, "hot" in line, "--lm" in line or "--vocabulary" in line, False]
@@ -126,6 +127,10 @@ def test_any_of_four_options_makes_it_a_search(line: str) -> None:
         ("--lm lm.arpa --unknown-penalty=-3", lambda rules: rules.weights, Weights(unknown_penalty=-3)),
         ("--lm lm.arpa --unknown-penalty 0", lambda rules: rules.weights, Weights(unknown_penalty=0)),
         ("--lm lm.arpa --spelling-weight 0", lambda rules: rules.weights, Weights(spelling_weight=0)),
+        ("--lm lm.arpa --temperature 2", lambda rules: rules.weights, Weights(temperature=2)),
+        ("--lm lm.arpa --prior-weight 0", lambda rules: rules.weights, Weights()),
+        ("--beam 7 --temperature 2", lambda rules: rules.weights, Weights(temperature=2)),
+        ("--hotwords hot.txt --temperature 2", lambda rules: rules.weights, Weights(temperature=2)),
         ("--vocabulary words.txt --unknown-penalty=-3", lambda rules: rules.weights, Weights(unknown_penalty=-3)),
         ("--vocabulary words.txt --spelling-weight 2", lambda rules: rules.weights, Weights(spelling_weight=2)),
         ("--hotwords hot.txt", lambda rules: rules.hotwords.phrases, {"кварц": 5, "добрый день": 2.5}),
@@ -169,6 +174,22 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
     assert search_of("--vocabulary words.txt").rules.weights == Weights()
 
 
+PRIOR = tuple(np.log(np.linspace(1, 3, 34) / 68).round(4).tolist())
+SOFT = TUNED | {"temperature": 1.5, "prior_weight": 0.25, "label_prior": PRIOR}
+
+
+def test_temperature_and_prior_are_among_them() -> None:
+    weights_path(Path("lm.arpa")).write_text(json.dumps(SOFT), encoding="utf-8")
+    assert read_weights(Path("lm.arpa")) == Weights(0.9, -1, -6.5, 0.2, 1.5, 0.25, PRIOR)
+    assert search_of("--lm lm.arpa --prior-weight 1").rules.weights == Weights(0.9, -1, -6.5, 0.2, 1.5, 1, PRIOR)
+    assert search_of("--lm lm.arpa --temperature 1").rules.weights == Weights(0.9, -1, -6.5, 0.2, 1, 0.25, PRIOR)
+
+
+def test_the_weight_of_a_prior_needs_one() -> None:
+    with pytest.raises(ConfigError, match=r"^label prior 0.5: no prior is known; run kvarts lm tune$"):
+        search_of("--lm lm.arpa --prior-weight 0.5")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -187,6 +208,9 @@ def test_tuned_weights_are_taken_and_options_go_before() -> None:
         json.dumps(TUNED | {"unknown_penalty": 1}),
         json.dumps(TUNED | {"spelling_weight": -1}),
         json.dumps(TUNED | {"word_bonus": 1000}),
+        json.dumps(SOFT | {"temperature": 0}),
+        json.dumps(SOFT | {"prior_weight": "1"}),
+        *[json.dumps(SOFT | {"label_prior": prior}) for prior in (None, 3, PRIOR[1:], [*PRIOR[1:], None], "prior")],
         b"\xff\xfe",
     ],
     ids=lambda content: str(content)[:40],

@@ -18,7 +18,16 @@ from kvarts.decoding import greedy_words
 from kvarts.errors import ConfigError
 from kvarts.hotwords import hotwords
 from kvarts.ngram import train
-from kvarts.search import BeamSearch, Hypothesis, Weights, align, align_words, word_posteriors
+from kvarts.search import (
+    BeamSearch,
+    Hypothesis,
+    Weights,
+    align,
+    align_words,
+    label_prior,
+    softened,
+    word_posteriors,
+)
 from test_hotwords import counted
 from test_spelling import log_spelling
 
@@ -59,6 +68,8 @@ def model(tmp_path_factory):
     return read_arpa(path)
 
 
+# Of the blank a half.
+PRIOR = (*np.log(np.linspace(1, 3, 33) / 132).tolist(), math.log(0.5))
 WIDE = {"beam": 10_000, "width": 1e9, "least_log_prob": NEVER / 2}
 
 
@@ -106,6 +117,46 @@ def test_a_beam_that_drops_nothing_finds_what_all_ways_together_give(model, is_c
     assert [path.text for path in found] == best[:60]
     for path in found:
         assert (path.sound, path.words) == pytest.approx(expected[path.text], abs=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.floats(0.1, 20), st.floats(0, 3))
+def test_softened_is_the_formula(seed, frames, temperature, prior_weight):
+    log_probs = sound(np.random.default_rng(seed), frames, range(34), 8.0)
+    found = softened(log_probs, Weights(temperature=temperature, prior_weight=prior_weight, label_prior=PRIOR))
+    shares = np.exp(log_probs.astype(np.longdouble) / temperature) / np.exp(np.longdouble(PRIOR)) ** prior_weight
+    np.testing.assert_allclose(found, np.log(shares / shares.sum(axis=1, keepdims=True)), rtol=1e-5, atol=1e-5)
+    assert (found.dtype, found.shape) == (np.float32, (frames, 34))
+
+
+def test_by_default_nothing_is_softened():
+    log_probs = sound(np.random.default_rng(3), 4)
+    assert softened(log_probs, Weights(label_prior=PRIOR)) is log_probs
+
+
+@ways
+def test_the_search_goes_by_what_is_softened_and_the_alignment_by_what_was_heard(model, is_compiled):
+    log_probs = sound(np.random.default_rng(7), 9)
+    weights = Weights(temperature=2.5, prior_weight=0.5, label_prior=PRIOR)
+    made = {"language_model": model, "is_compiled": is_compiled}
+    soft = BeamSearch(**made, weights=weights)
+    plain = BeamSearch(**made)
+    assert soft.hypotheses(log_probs, 9) == plain.hypotheses(softened(log_probs, weights), 9)
+    assert soft.hypotheses(log_probs, 9) != plain.hypotheses(log_probs, 9)
+    words = soft(log_probs)
+    assert words == align_words(log_probs, soft.hypotheses(log_probs, 1)[0].labels)
+    assert [word.text for word in soft.with_posteriors(log_probs)] == [word.text for word in words]
+
+
+def test_the_label_prior_is_the_mean_over_all_frames():
+    even, sure = np.full((3, 34), -np.log(34), np.float32), np.full((1, 34), -200, np.float32)
+    sure[0, 5] = 0
+    prior = label_prior([even, sure, even[:0]])
+    expected = np.full(34, 3 / 4 / 34)
+    expected[5] += 1 / 4
+    np.testing.assert_allclose(prior, np.log(expected), atol=1e-4)
+    never = label_prior([sure])  # of what never comes, not -inf
+    Weights(prior_weight=1, label_prior=never).check()
+    assert (never[5], set(never[:5])) == (0, {-13.8155})
 
 
 @needs_c
@@ -246,6 +297,13 @@ def test_one_decoder_in_several_threads(model, is_compiled):
         ({"weights": Weights(word_bonus=math.inf)}, "word bonus inf"),
         ({"weights": Weights(unknown_penalty=3.0)}, "penalty of unknown words 3.0"),
         ({"weights": Weights(spelling_weight=math.nan)}, "weight of the spelling nan"),
+        ({"weights": Weights(temperature=0.0)}, "temperature 0.0: must be from 0.1"),
+        ({"weights": Weights(temperature=math.nan)}, "temperature nan"),
+        ({"weights": Weights(prior_weight=-0.1, label_prior=PRIOR)}, "weight of the label prior -0.1"),
+        ({"weights": Weights(prior_weight=0.1)}, "label prior 0.1: no prior is known; run kvarts lm tune"),
+        ({"weights": Weights(label_prior=PRIOR[1:])}, "the label prior must be 34 log-probabilities"),
+        ({"weights": Weights(label_prior=(math.nan, *PRIOR[1:]))}, "the label prior must be 34"),
+        ({"weights": Weights(label_prior=(0.1, *PRIOR[1:]))}, "the label prior must be 34"),
         ({"is_closed": True}, "a closed vocabulary needs words"),
     ],
 )
@@ -285,9 +343,13 @@ def test_a_description_says_what_words_depend_on(model):
     others = [{}, {"beam": 7}, {"is_closed": True}, {"width": 7.0}, {"least_log_prob": -7.0}]
     others += [{"hotwords": hotwords(["ба"])}, {"hotwords": hotwords({"аб": 1.0})}, {"vocabulary": ["ббб"]}]
     others += [{"language_model": replace(model, log_probability=model.log_probability - 1)}]
-    changed = Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0), Weights(spelling_weight=0.2)
+    changed = [Weights(0.9), Weights(word_bonus=0.2), Weights(unknown_penalty=-1.0), Weights(spelling_weight=0.2)]
+    changed += [Weights(temperature=2.0), Weights(prior_weight=0.5, label_prior=PRIOR)]
+    changed += [Weights(prior_weight=0.4, label_prior=PRIOR), Weights(prior_weight=0.5, label_prior=PRIOR[::-1])]
     others += [{"weights": weights} for weights in changed]
     assert len({BeamSearch(**{**options, **other}).description for other in others}) == len(others)
+    # A prior that has no weight changes no words, so a calibration made before there was one still holds.
+    assert BeamSearch(weights=Weights(label_prior=PRIOR)).description == BeamSearch().description
 
 
 @ways

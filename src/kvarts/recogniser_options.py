@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,11 +28,16 @@ _DECODER_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "--word-bonus": ("--lm",),
     "--unknown-penalty": ("--lm", "--vocabulary"),
     "--spelling-weight": ("--lm", "--vocabulary"),
+    "--temperature": ("--beam", "--lm", "--hotwords", "--vocabulary"),
+    "--prior-weight": ("--lm",),
     "--hotwords": (),
     "--hotword-weight": ("--hotwords",),
     "--vocabulary": (),
     "--closed": ("--lm", "--vocabulary"),
 }
+# Weights of the search that have an option; the later ones are missing in files of before them, which hold on.
+_WEIGHT_OPTIONS = ("lm_weight", "word_bonus", "unknown_penalty", "spelling_weight", "temperature", "prior_weight")
+_LATER_WEIGHTS = {"temperature", "prior_weight"}
 
 
 def weights_path(language_model: Path) -> Path:
@@ -51,10 +56,12 @@ def read_weights(language_model: Path) -> Weights:
     path = weights_path(language_model)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        found = [content[field.name] for field in fields(Weights)]
-        if any(type(value) not in (int, float) for value in found):
+        found = {name: content[name] for name in _WEIGHT_OPTIONS if name in content or name not in _LATER_WEIGHTS}
+        prior = content.get("label_prior") or []
+        if any(type(value) not in (int, float) for value in [*found.values(), *prior]):
             raise TypeError
-        weights = Weights(*map(float, found))
+        label_prior = tuple(map(float, prior)) or None
+        weights = Weights(**{name: float(value) for name, value in found.items()}, label_prior=label_prior)
         weights.check()
     except FileNotFoundError:
         return Weights()
@@ -95,7 +102,7 @@ def _positive_integer(text: str) -> int:
 def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a decoder; without any of them it is greedy."""
     group = parser.add_argument_group("decoder (greedy, unless one of --beam, --lm, --hotwords, --vocabulary is given)")
-    group.add_argument("--beam", metavar="N", type=int, help="prefixes kept after a frame (default: 100)")
+    group.add_argument("--beam", metavar="N", type=int, help="prefixes kept after a frame (default: 200)")
     group.add_argument(
         "--lm",
         metavar="ARPA",
@@ -111,6 +118,15 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--spelling-weight", metavar="W", type=float, help="of how such a word is spelt; likewise, else 0.5"
+    )
+    group.add_argument(
+        "--temperature", metavar="T", type=float, help="above 1: believe the network less; likewise, else 1"
+    )
+    group.add_argument(
+        "--prior-weight",
+        metavar="W",
+        type=float,
+        help="how much of the network's expectation of a letter is taken from it; likewise, else 0",
     )
     group.add_argument(
         "--hotwords",
@@ -269,7 +285,7 @@ def beam_search_of(args: argparse.Namespace, weights: Weights | None = None) -> 
             raise ConfigError(f"{option} goes with {' or '.join(needed)}")
     if weights is None:
         weights = Weights() if args.lm is None else read_weights(args.lm)
-    given = {field.name: getattr(args, field.name) for field in fields(Weights)}
+    given = {name: getattr(args, name) for name in _WEIGHT_OPTIONS}
     weights = replace(weights, **{name: value for name, value in given.items() if value is not None})
     hotword_weight = DEFAULT_WEIGHT if args.hotword_weight is None else args.hotword_weight
     return BeamSearch(
