@@ -62,6 +62,9 @@ def test_that_voice_alone_and_some_texts(corpora):
     (corpora / "texts.txt").write_text("четыре\nраз, два\n", encoding="utf-8")
     found = mix(corpora, "--manifest", voices, "--only", "speaker=anna", "--texts", corpora / "texts.txt")
     assert [utterance.utterance_id for utterance in found] == ["voices0", "voices2", "voices4"]
+    others = mix(corpora, "--manifest", voices, "--only", "speaker=anna", "--without-texts", corpora / "texts.txt")
+    assert {utterance.text for utterance in others} == {"Раз, три!"}
+    assert len(others) == 10 - 3
     both = mix(corpora, "--manifest", voices, "--only", "speaker=anna", "--only", "speaker=irina")
     assert len(both) == 20
 
@@ -86,6 +89,7 @@ def test_the_seed_alone_draws(corpora):
         (["--manifest", "man/manifest.jsonl", "--without", "speaker=man"], "nothing is left of it"),
         (["--manifest", "man/manifest.jsonl", "0.01"], "nothing is left of it"),
         (["--manifest", "man/manifest.jsonl", "--texts", "none.txt"], "--texts none.txt: cannot be read"),
+        (["--manifest", "man/manifest.jsonl", "--without-texts", "none.txt"], "--without-texts none.txt: cannot be"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(corpora, monkeypatch, capsys, arguments, message):

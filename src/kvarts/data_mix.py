@@ -91,21 +91,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=[],
             help=f"{what} with this value of a field, as speaker=anna; may be given more than once",
         )
-    parser.add_argument(
-        "--texts", metavar="FILE", type=Path, help="take only utterances whose text is a line of this file"
-    )
+    for option, what in (("--texts", "take only utterances"), ("--without-texts", "leave out utterances")):
+        parser.add_argument(option, metavar="FILE", type=Path, help=f"{what} whose text is a line of this file")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random parts (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the mix and prints the hours of each part."""
     parts = [_part(values) for values in args.manifest]
-    texts = None if args.texts is None else _texts(args.texts)
+    texts = None if args.texts is None else _texts("--texts", args.texts)
+    other_texts = set() if args.without_texts is None else _texts("--without-texts", args.without_texts)
 
     def is_wanted(utterance: Utterance) -> bool:
         fields = {(name, str(value)) for name, value in utterance.fields.items()}
         is_only = not args.only or not fields.isdisjoint(args.only)
-        return is_only and fields.isdisjoint(args.without) and (texts is None or normalise(utterance.text) in texts)
+        text = normalise(utterance.text)
+        is_text = (texts is None or text in texts) and text not in other_texts
+        return is_only and fields.isdisjoint(args.without) and is_text
 
     hours = mixed(parts, args.output, is_wanted, args.seed)
     for part, part_hours in zip(parts, hours, strict=True):
@@ -127,13 +129,13 @@ def _part(values: Sequence[str]) -> Part:
     return Part(Path(values[0]), times)
 
 
-def _texts(path: Path) -> set[str]:
+def _texts(option: str, path: Path) -> set[str]:
     try:
         return {normalise(line) for line in path.read_text(encoding="utf-8-sig").splitlines()}
     except OSError as error:
-        raise ConfigError(f"--texts {path}: cannot be read ({error.strerror}); check the path") from None
+        raise ConfigError(f"{option} {path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"--texts {path}: is no UTF-8 text; save it as UTF-8") from None
+        raise ConfigError(f"{option} {path}: is no UTF-8 text; save it as UTF-8") from None
 
 
 def _field_and_value(text: str) -> tuple[str, str]:
