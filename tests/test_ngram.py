@@ -203,6 +203,18 @@ def test_words_by_their_frequency_in_the_language(tmp_path: Path) -> None:
     assert_sums(read(listed, tmp_path))
 
 
+def test_a_file_has_its_words_in_alphabetical_order_and_leaves_out_backoffs_of_0() -> None:
+    """So it is the same whatever the order of the texts, and a gzipped one a fifth smaller."""
+    sentences, listed = [["ель", "бук"], ["бук", "дуб"]], {"граб": 2.0, "вяз": 1.0, "бук": 3.0}
+    model = train(sentences, 2, frequencies=listed)
+    assert model.words == ("<s>", "</s>", "<unk>", "бук", "вяз", "граб", "дуб", "ель")
+    lines = [line.split("\t") for line in "".join(model.arpa(3)).splitlines()]
+    assert [len(cells) for cells in lines if cells[-1] in ("вяз", "граб")] == [2, 2]  # nothing comes behind them
+    assert [len(cells) for cells in lines if cells[1:2] == ["ель"]] == [3]
+    again = train(sentences[::-1], 2, frequencies=dict(reversed(listed.items())))
+    assert "".join(again.arpa()) == "".join(model.arpa())
+
+
 def test_rare_words_that_are_listed_are_kept() -> None:
     assert train([["а", "а", "б", "в"]], min_count=2, frequencies={"б": 1.0}).words[3:] == ("а", "б")
 

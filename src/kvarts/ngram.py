@@ -78,8 +78,7 @@ class LanguageModel:
     discounts: tuple[tuple[float, float, float], ...]
 
     def arpa(self, decimals: int = ARPA_DECIMALS) -> Iterator[str]:
-        """The lines of an ARPA file, with their ends; logarithms have so many decimals."""
-        number = f"{{:.{decimals}f}}"
+        """The lines of an ARPA file, with their ends; logarithms have so many decimals, backoffs of 0 are left out."""
         yield "\\data\\\n"
         for order, grams in enumerate(self.orders, start=1):
             yield f"ngram {order}={len(grams.word)}\n"
@@ -92,11 +91,11 @@ class LanguageModel:
                 contexts = [texts[context] for context in grams.context.tolist()]
                 words = [f"{context} {word}" for context, word in zip(contexts, words, strict=True)]
             texts = words
-            probabilities = grams.log10_probability.tolist()
-            if order == len(self.orders):
-                yield from map(f"{number}\t{{}}\n".format, probabilities, texts)
-            else:
-                yield from map(f"{number}\t{{}}\t{number}\n".format, probabilities, texts, grams.log10_backoff.tolist())
+            for log10, text, backoff in zip(
+                grams.log10_probability.tolist(), texts, grams.log10_backoff.round(decimals).tolist(), strict=True
+            ):
+                behind = f"\t{backoff:.{decimals}f}" if backoff else ""
+                yield f"{log10:.{decimals}f}\t{text}{behind}\n"
         yield "\n\\end\\\n"
 
 
@@ -217,7 +216,11 @@ def _numbered(
         placed.extend(range(len(sentence) + 2))
         num_sentences += 1
     listed = [numbers.setdefault(word, len(numbers)) for word in always]
-    words, ids = list(numbers), np.array(numbered, np.int64)
+    # In alphabetical order, in which a gzipped model of 375,000 words is a fifth smaller.
+    words = [BEGIN, END, UNKNOWN, *sorted(list(numbers)[_UNKNOWN_ID + 1 :])]
+    place_of = np.zeros(len(words), np.int64)
+    place_of[[numbers[word] for word in words]] = np.arange(len(words))
+    ids, listed = place_of[np.array(numbered, np.int64)], place_of[listed].tolist()
     counts = np.bincount(ids, minlength=len(words))
     for special in (_BEGIN_ID, _END_ID):
         if counts[special] != num_sentences:
