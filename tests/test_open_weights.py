@@ -106,7 +106,10 @@ def test_the_language_model_is_not_tuned_where_it_lies(capsys):
 def test_its_weights_were_tuned_on_validation():
     about = json.loads(weights_path(LANGUAGE_MODEL).read_text(encoding="utf-8"))
     assert "val_opus" in about["command"]
-    assert read_weights(LANGUAGE_MODEL).lm_weight == about["lm_weight"]
+    weights = read_weights(LANGUAGE_MODEL)
+    assert (weights.lm_weight, weights.temperature) == (about["lm_weight"], about["temperature"])
+    assert weights.label_prior == tuple(about["label_prior"])
+    assert weights.prior_weight > 0
 
 
 def test_the_card_says_what_it_heard_and_under_which_licences():
