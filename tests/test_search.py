@@ -147,6 +147,22 @@ def test_the_search_goes_by_what_is_softened_and_the_alignment_by_what_was_heard
     assert [word.text for word in soft.with_posteriors(log_probs)] == [word.text for word in words]
 
 
+@ways
+def test_what_is_softened_weighs_against_hot_words_as_before(is_compiled):
+    """Half the sound and half the bonus: without a language model nothing changes, but that sums are softer."""
+    draw = np.random.default_rng(5)
+    for _ in range(20):
+        log_probs = sound(draw, 7, sharpness=60.0)  # one way to a text makes up all its probability
+        made = {"hotwords": hotwords({"аб": 8.0, "б а": 11.0}), "is_compiled": is_compiled}
+        hard, soft = BeamSearch(**made, **WIDE), BeamSearch(**made, **WIDE, weights=Weights(temperature=4.0))
+        for other in (soft, hard.weighing(Weights(temperature=4.0))):
+            found = other.hypotheses(log_probs, 1)[0]
+            assert found.text == hard.hypotheses(log_probs, 1)[0].text
+            assert found.words == pytest.approx(hard.hypotheses(log_probs, 1)[0].words / 4)
+    again = soft.weighing(Weights(temperature=4.0)).weighing(Weights()).hypotheses(log_probs, 1)
+    assert again == hard.hypotheses(log_probs, 1)
+
+
 def test_the_label_prior_is_the_mean_over_all_frames():
     even, sure = np.full((3, 34), -np.log(34), np.float32), np.full((1, 34), -200, np.float32)
     sure[0, 5] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,10 @@ class Hotwords:
     next: NDArray[np.int32]
     reward: NDArray[np.float32]
     promise: NDArray[np.float32]
+
+    def divided(self, by: float) -> Hotwords:
+        """The same with bonuses divided by so much in the search; `phrases` stay as they were asked for."""
+        return self if by == 1 else replace(self, reward=self.reward / by, promise=self.promise / by)
 
     def words(self) -> set[str]:
         """The words in the phrases, without those of which only the beginning is given."""

@@ -208,8 +208,10 @@ class BeamSearch:
                 single = language_model.log_probability[1 + numbers]
             best_word = tree.highest_below(single)
             spelling = spelling_model(list(words))
+        self._hotwords = hotwords
+        hot = self._softened_hotwords(weights)
         self.rules = Rules(
-            language_model, tree, word, best_word, spelling, hotwords, beam, width, least_log_prob, is_closed, weights
+            language_model, tree, word, best_word, spelling, hot, beam, width, least_log_prob, is_closed, weights
         )
         self._native = None if is_compiled is False else _library()
         if is_compiled and self._native is None:
@@ -220,9 +222,13 @@ class BeamSearch:
         """The same search with other weights; shares all that is large."""
         weights.check()
         other = copy.copy(self)
-        other.rules = replace(self.rules, weights=weights)
+        other.rules = replace(self.rules, weights=weights, hotwords=self._softened_hotwords(weights))
         other._in_c = None if self._native is None else _InC(other.rules)
         return other
+
+    def _softened_hotwords(self, weights: Weights) -> Hotwords | None:
+        """Their bonuses are meant for what the network says; where that is softened, so are they."""
+        return None if self._hotwords is None else self._hotwords.divided(weights.temperature)
 
     @property
     def description(self) -> str:
