@@ -15,7 +15,7 @@ of the rounds, ratios medians of the ratios within rounds, above 1: Kvarts is fa
 same width (10) and the same least log-probability (-5); Kvarts with the weights of `kvarts lm tune`, pyctcdecode with
 the weights that are best for it on the manifest of --tune (alpha, beta and offset in turn, twice, each from a list,
 starting from its defaults) or with its defaults. flashlight-text gives no word outside its lexicon, as `--closed` does,
-and has our weights for what both know. Hot words weigh 5 here and there.
+and has our weights for what both know, times our temperature, for it has none. Hot words weigh 5 here and there.
 
 Without --hotwords, --distractors draws them: 40 words of MANIFEST of four letters and more that the language model does
 not know, and 160 such words of another manifest that do not occur in it. WER is that of MANIFEST; recall and false
@@ -160,8 +160,8 @@ def write_job(args: argparse.Namespace, folder: Path, sounds: list, hot: Hotword
         "alphabet": list(ALPHABET),
         "arpa": str(args.lm),
         "unigrams": [word for word in read_arpa(args.lm).words[3:] if not foreign_characters(word)],
-        "lm_weight": weights.lm_weight,
-        "word_bonus": weights.word_bonus,
+        "lm_weight": weights.lm_weight * weights.temperature,  # what they weigh against a sound that is not softened
+        "word_bonus": weights.word_bonus * weights.temperature,
         "beam": args.beam,
         "width": WIDTH,
         "least_log_prob": LEAST_LOG_PROB,

@@ -170,6 +170,7 @@ def test_the_label_prior_is_the_mean_over_all_frames():
     expected = np.full(34, 3 / 4 / 34)
     expected[5] += 1 / 4
     np.testing.assert_allclose(prior, np.log(expected), atol=1e-4)
+    assert label_prior([even[:0]]) == (-13.8155,) * 34  # nothing was heard
     never = label_prior([sure])  # of what never comes, not -inf
     Weights(prior_weight=1, label_prior=never).check()
     assert (never[5], set(never[:5])) == (0, {-13.8155})

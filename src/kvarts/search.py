@@ -293,7 +293,7 @@ class BeamSearch:
 def label_prior(log_probs: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
     """How probable the network finds each label in any frame: logarithms of the means over all frames of (time, 34)."""
     total = np.sum([np.exp(one, dtype=np.float64).sum(axis=0) for one in log_probs], axis=0)
-    mean = total / sum(map(len, log_probs))
+    mean = total / max(1, sum(map(len, log_probs)))
     return tuple(np.log(np.maximum(mean, _LEAST_PRIOR)).round(4).tolist())
 
 
@@ -305,8 +305,8 @@ def softened(log_probs: NDArray[np.float32], weights: Weights) -> NDArray[np.flo
     A network is surest of what it has learnt by heart, so a temperature above 1 (Guo et al., «On Calibration of Modern
     Neural Networks», 2017) leaves the language model more to say where it hesitates. And it knows which letters are
     frequent, as the language model does: its prior, most of it the blank's, counts twice unless divided by (Y. Miao et
-    al., «EESEN», 2015, arXiv 1507.08240). Both together, tuned anew, with the weights and the language model that ship:
-    24.5 to 20.8 % of the words wrong on 34 validation utterances, 42.8 to 41.5 in rooms, 63.7 to 52.9 of another man.
+    al., «EESEN», 2015, arXiv 1507.08240). With both, tuned with all other weights, 29.7 % of the words of 34 validation
+    utterances, close and in rooms, were wrong, without them 33.2 (the weights that ship, `kvarts lm tune`).
     """
     if weights.temperature == 1 and weights.prior_weight == 0:
         return log_probs
