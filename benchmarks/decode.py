@@ -320,12 +320,14 @@ def draw(result: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5))
     for name, row in result["systems"].items():
         is_rival = name in RIVALS.values()
-        axes.scatter(row["utterances_per_s"], 100 * row["wer"], color="tab:gray" if is_rival else "tab:blue", zorder=2)
-        axes.annotate(name, (row["utterances_per_s"], 100 * row["wer"]), (5, 4), textcoords="offset points", fontsize=8)
+        at = (row["utterances_per_s"], 100 * row["wer"])
+        axes.scatter(*at, color="tab:gray" if is_rival else "tab:blue", zorder=2)
+        # Slanted, so that names of neighbours do not lie on each other.
+        axes.annotate(name, at, (4, 0), textcoords="offset points", fontsize=8, rotation=20, va="bottom")
     axes.set_xscale("log")
     axes.set_xlabel(f"utterances of {result['audio_s'] / result['utterances']:.1f} s decoded in a second, one thread")
     axes.set_ylabel("WER, %")
-    axes.margins(x=0.2, y=0.1)
+    axes.margins(x=0.2, y=0.2)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
