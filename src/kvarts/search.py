@@ -43,6 +43,8 @@ from kvarts.vocabulary import LetterTree, letter_tree
 
 logger = logging.getLogger(__name__)
 
+# With a width of 8 and a temperature of 2, 19.9 % of the words of the validation set were wrong and 39.2 in rooms, as
+# many as with 400 and a width of 10 (20.1 and 39.2) in a third of the time; with 100 and 10 it was 20.8 and 41.5.
 DEFAULT_BEAM: Final = 200
 # Of 100 (validation, 476 words, with a language model) the words' confidences are no better: log-loss 0.541 for both,
 # 0.539 of 10 and 0.552 of 5, at 0.7 to 5 ms for 10 s of speech.
