@@ -69,6 +69,22 @@ def test_that_voice_alone_and_some_texts(corpora):
     assert len(both) == 20
 
 
+def test_a_text_left_out_stands_in_no_longer_one(corpora):
+    voices = corpora / "voices" / "manifest.jsonl"
+    said = ["ну Раз, два!", "раз два три", "а раз два и", "раз и два", "раз двадцать", "четыре", "раз", "два раз"]
+    rows = [
+        {**utterance.fields, "text": said[number % len(said)]} for number, utterance in enumerate(read_manifest(voices))
+    ]
+    write_manifest(voices, rows)
+    texts = corpora / "texts.txt"
+    texts.write_text("четыре\nРаз, два!\n\n", encoding="utf-8")
+    left = mix(corpora, "--manifest", voices, "--without-texts", texts)
+    assert {utterance.text for utterance in left} == {"раз и два", "раз двадцать", "раз", "два раз"}
+    assert {utterance.text for utterance in mix(corpora, "--manifest", voices, "--texts", texts)} == {"четыре"}
+    texts.write_text("", encoding="utf-8")
+    assert len(mix(corpora, "--manifest", voices, "--without-texts", texts)) == 20
+
+
 def test_the_seed_alone_draws(corpora):
     voices = corpora / "voices" / "manifest.jsonl"
     one, again, other = (

@@ -91,8 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=[],
             help=f"{what} with this value of a field, as speaker=anna; may be given more than once",
         )
-    for option, what in (("--texts", "take only utterances"), ("--without-texts", "leave out utterances")):
-        parser.add_argument(option, metavar="FILE", type=Path, help=f"{what} whose text is a line of this file")
+    for option, what in (
+        ("--texts", "take only utterances whose text is a line of this file"),
+        ("--without-texts", "leave out utterances in whose text a line of this file stands, word for word"),
+    ):
+        parser.add_argument(option, metavar="FILE", type=Path, help=what)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random parts (default: 0)")
 
 
@@ -100,13 +103,13 @@ def run(args: argparse.Namespace) -> int:
     """Writes the mix and prints the hours of each part."""
     parts = [_part(values) for values in args.manifest]
     texts = None if args.texts is None else _texts("--texts", args.texts)
-    other_texts = set() if args.without_texts is None else _texts("--without-texts", args.without_texts)
+    is_held_out = _stands_in(set() if args.without_texts is None else _texts("--without-texts", args.without_texts))
 
     def is_wanted(utterance: Utterance) -> bool:
         fields = {(name, str(value)) for name, value in utterance.fields.items()}
         is_only = not args.only or not fields.isdisjoint(args.only)
         text = normalise(utterance.text)
-        is_text = (texts is None or text in texts) and text not in other_texts
+        is_text = (texts is None or text in texts) and not is_held_out(text)
         return is_only and fields.isdisjoint(args.without) and is_text
 
     hours = mixed(parts, args.output, is_wanted, args.seed)
@@ -136,6 +139,21 @@ def _texts(option: str, path: Path) -> set[str]:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{option} {path}: is no UTF-8 text; save it as UTF-8") from None
+
+
+def _stands_in(lines: set[str]) -> Callable[[str], bool]:
+    """Whether one of the lines is in a text, as these words one after the other; an empty line is in an empty text."""
+    known = {tuple(line.split()) for line in lines}
+    lengths = sorted({len(words) for words in known})
+
+    def stands_in(text: str) -> bool:
+        words = text.split()
+        if not words:
+            return () in known
+        starts = ((start, length) for length in lengths if length for start in range(len(words) - length + 1))
+        return any(tuple(words[start : start + length]) in known for start, length in starts)
+
+    return stands_in
 
 
 def _field_and_value(text: str) -> tuple[str, str]:
