@@ -35,6 +35,7 @@ from kvarts.feature_cache import FeatureCache
 from kvarts.features import log_mel
 from kvarts.files import cache_dir
 from kvarts.manifest import Utterance, read_manifest
+from kvarts.sound import Gain, Sound
 from kvarts.specaugment import SpecAugment
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
@@ -619,15 +620,29 @@ def test_a_file_where_the_folder_should_be_is_a_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "cores", "devices", "workers"),
-    [("cpu", 64, 1, 0), ("cuda", 64, 1, 8), ("cuda", 48, 6, 7), ("cuda", 2, 1, 1), ("cuda", 4, 8, 0), ("mps", 8, 1, 7)],
+    ("device", "cores", "devices", "workers", "with_sound"),
+    [
+        ("cpu", 64, 1, 0, 0),
+        ("cuda", 64, 1, 8, 63),
+        ("cuda", 48, 6, 7, 7),
+        ("cuda", 2, 1, 1, 1),
+        ("cuda", 4, 8, 0, 0),
+        ("mps", 8, 1, 7, 7),
+    ],
 )
-def test_the_number_of_workers_suits_the_machine(
-    device: str, cores: int, devices: int, workers: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sound", [None, Sound([Gain()])])
+def test_the_number_of_workers_suits_the_machine_and_the_augmentation(
+    device: str,
+    cores: int,
+    devices: int,
+    workers: int,
+    with_sound: int,
+    sound: Sound | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kvarts.datamodule, "_cores", lambda: cores)
-    for setting, wanted in ((None, workers), (3, 3), (0, 0)):
-        data = SpeechData(SAMPLE, 4, seed=1, check_audio=False, num_workers=setting)
+    for setting, wanted in ((None, workers if sound is None else with_sound), (3, 3), (0, 0)):
+        data = SpeechData(SAMPLE, 4, seed=1, check_audio=False, num_workers=setting, sound=sound)
         data.prepare()
         assert data.val_dataloader().num_workers == (setting or 0), "without a trainer there is no device"
         strategy = SimpleNamespace(root_device=torch.device(device))

@@ -304,11 +304,13 @@ class SpeechData(pl.LightningDataModule):
     def _suitable_workers(self) -> int:
         """None on a CPU, whose cores are the network's; else this process's share of the cores, its own left out.
 
-        From a warm cache a worker prepares 2000 to 6000 utterances a second: more than 8 would have nothing to do.
+        From a warm cache a worker prepares 2000 to 6000 utterances a second: more than 8 would have nothing to do. Where
+        the sound is augmented it is 110, of 5.5 s each (augment=farfield, 15 workers beside an H100, which had to wait).
         """
         if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
             return 0
-        return max(0, min(_MOST_WORKERS, _cores() // self.trainer.num_devices - 1))
+        share = _cores() // self.trainer.num_devices - 1
+        return max(0, share if self._sound is not None else min(_MOST_WORKERS, share))
 
     def batch_done(self) -> None:
         """Training calls this after every batch, so that a checkpoint knows the place in the data."""
