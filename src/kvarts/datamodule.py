@@ -304,8 +304,8 @@ class SpeechData(pl.LightningDataModule):
     def _suitable_workers(self) -> int:
         """None on a CPU, whose cores are the network's; else this process's share of the cores, its own left out.
 
-        From a warm cache a worker prepares 2000 to 6000 utterances a second: more than 8 would have nothing to do. Where
-        the sound is augmented it is 110, of 5.5 s each (augment=farfield, 15 workers beside an H100, which had to wait).
+        From a warm cache a worker prepares 2000 to 6000 utterances a second: more than 8 would have nothing to do.
+        Where the sound is augmented it is 110, of 5.5 s each (augment=farfield, 15 workers beside an H100).
         """
         if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
             return 0
