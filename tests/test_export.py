@@ -7,6 +7,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +27,7 @@ from kvarts.depthwise import DepthwiseConv
 from kvarts.encoder import BlockConfig, QuartzNet
 from kvarts.engines import OnnxRuntime, OpenVino, _padded_frames
 from kvarts.errors import ConfigError, ExportError, ModelFolderError, OutputError
-from kvarts.export import export
+from kvarts.export import _spread, export
 from kvarts.files import sha256_of
 from kvarts.frames import SAMPLE_RATE, encoded_frames
 from kvarts.manifest import read_manifest, write_manifest
@@ -33,7 +35,7 @@ from kvarts.model import QuartzNetCTC
 from kvarts.model_folder import CARD, CONFIG, FLOAT32, INT8, TOKENS, VOCABULARY, WEIGHTS, load_engine
 from kvarts.onnx_graph import onnx_model
 from kvarts.proof import prove
-from kvarts.quantise import calibrated, equalised, measured_ranges, quantised
+from kvarts.quantise import calibrated, equalised, measured_ranges, quantised, rounded_tensors
 from kvarts.recogniser import Recognizer, file_features
 from kvarts.torch_engine import Torch
 
@@ -221,6 +223,32 @@ def test_channels_of_unlike_size_are_evened_out_before_they_are_rounded(
         exact = log_probs_of(model, features[-1][None], np.array([len(features[-1])]))
         drifts.append(np.abs(found - exact).mean())
     assert drifts[1] < 0.6 * drifts[0], drifts
+
+
+def test_ranges_hold_nearly_every_utterance_and_not_the_average_one(exported: Path, speech: Path) -> None:
+    """Where two of twenty are of another kind they are not clipped, on either side."""
+    graph = onnx.load(exported / FLOAT32)
+    narrow = features_of(speech)[0]
+    wide = 5 * narrow
+    alone = {"wide": measured_ranges(graph, [wide]), "narrow": measured_ranges(graph, [narrow])}
+    together = measured_ranges(graph, [narrow] * 18 + [wide] * 2)
+    name = "features" if "features" in together else rounded_tensors(graph)[0]
+    low, high = together[name]
+    assert low == pytest.approx(min(alone["wide"][name][0], alone["narrow"][name][0]), rel=0.02)
+    assert high == pytest.approx(alone["wide"][name][1], rel=0.02)
+    assert high > 3 * alone["narrow"][name][1]
+    assert measured_ranges(graph, [narrow] * 99 + [wide])[name][1] == pytest.approx(alone["narrow"][name][1], rel=1e-6)
+
+
+def test_scales_are_taken_all_over_the_manifest() -> None:
+    manifest: list[Any] = [SimpleNamespace(number=number) for number in range(1000)]
+    chosen = [utterance.number for utterance in _spread(manifest)]
+    assert len(chosen) == len(set(chosen)) == 80
+    assert max(np.diff(chosen)) <= 13
+    assert chosen[0] == 0
+    assert chosen[-1] >= 987
+    assert _spread(manifest[:7]) == manifest[:7]
+    assert [utterance.number for utterance in _spread(manifest[:81])] == list(range(80))
 
 
 def test_onnx_asr_reads_the_folder_and_says_the_same(exported: Path, speech: Path) -> None:

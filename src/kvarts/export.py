@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,12 @@ from kvarts.errors import ConfigError
 from kvarts.files import sha256_of, write_error
 
 if TYPE_CHECKING:
+    from kvarts.manifest import Utterance
     from kvarts.proof import Proof
 
 _LICENCE = "unspecified"  # the weights are their trainer's, not ours to license
+_CALIBRATING = 80  # utterances
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
@@ -37,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         type=Path,
         default=Path("sample/train_opus/manifest.jsonl"),
-        help="manifest of real speech that int8 takes its scales from; never the test set (default: %(default)s)",
+        help="manifest that int8 takes its scales from, 80 utterances spread over it: of all voices and places that "
+        "the network was trained on, for what is unlike them is clipped; never the test set (default: %(default)s)",
     )
     parser.add_argument(
         "--test",
@@ -81,7 +86,7 @@ def export(
     """Writes the folder `output` and gives what was proved of it, PyTorch first.
 
     Args:
-        calibration: manifest whose first 50 utterances give int8 its scales.
+        calibration: manifest of which 80 utterances, evenly spread, give int8 its scales.
         test: manifest of the utterances that every engine must read as PyTorch does.
         compact: leave the network in float32 out; put in the checkpoint's weights in float16, to train from.
         force: whether a model in `output` may be replaced.
@@ -107,7 +112,7 @@ def export(
 
     _check_output(output, force)
     model = load_model(checkpoint)
-    calibrating = [file_features(utterance.audio_path) for utterance in read_manifest(calibration)[:50]]
+    calibrating = [file_features(utterance.audio_path) for utterance in _spread(read_manifest(calibration))]
     utterances = read_manifest(test)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +140,12 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return proofs
+
+
+def _spread(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """All of a few utterances; of many as many as calibrate, from the first to the last of the manifest."""
+    count = min(len(utterances), _CALIBRATING)
+    return [utterances[number * len(utterances) // count] for number in range(count)]
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -25,8 +25,9 @@ Floats = NDArray[np.float32]
 Ranges = Mapping[str, tuple[float, float]]
 
 _IN_FLOAT = ("decoder", "frames_of_")  # the head, and the integer sums of lengths
-_PERCENTILE = 99.97
+_PERCENTILE = 99.97  # of an utterance's values
 _LOW_PERCENTILE_OF_TERMS = 1.0
+_OF_UTTERANCES = 0.95
 _ROUNDED_INPUTS = {"Conv": 1, "Mul": 1, "Add": 2}  # how many of the first inputs are activations
 
 
@@ -56,7 +57,7 @@ def equalised(model: onnx.ModelProto, features: Sequence[Floats]) -> onnx.ModelP
         for node in convolutions.values()
         if node.output[0] in convolutions
     }
-    peaks = _averages(model, dict.fromkeys(pairs, _channel_peaks), features)
+    peaks = _of_most(model, dict.fromkeys(pairs, _channel_peaks), features)
     for name, (depthwise, pointwise) in pairs.items():
         rows, columns = numpy_helper.to_array(depthwise), numpy_helper.to_array(pointwise)
         size = np.sqrt(np.maximum(peaks[name], 1e-9) / np.maximum(np.abs(columns).max(axis=(0, 2, 3)), 1e-9))
@@ -76,10 +77,19 @@ def rounded_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def measured_ranges(model: onnx.ModelProto, features: Sequence[Floats]) -> Ranges:
-    """The range of each tensor that `rounded_tensors` names: what holds 99.97 % of values, averaged over utterances.
+    """The range of each tensor that `rounded_tensors` names: what holds 99.97 % of values in 95 % of utterances.
 
-    The very highest value would stretch the scale for all others, and 99.9 % would clip too much: the divergence is 1.3
-    and 2.1 times as large.
+    An utterance's very highest value would stretch the scale for all others, and 99.9 % would clip too much: the
+    divergence is 1.3 and 2.1 times as large. The mean over utterances would clip whoever is louder, shorter or of
+    another voice. Divergence in nats a frame from float32, of the weights that ship, on 34 utterances each (ONNX
+    Runtime), scales from 50 utterances of one man, and from 78 of him, in rooms too, and eighteen other voices:
+
+                                    the man    in rooms    a synthetic woman    another man, short names
+        his, mean                   0.005      0.016       0.162                0.381
+        his, 95 %                   0.005      0.010       0.110                0.291
+        with others, mean           0.006      0.008       0.025                0.071
+        with others, 95 %           0.008      0.016       0.006                0.020
+        with others, highest        0.012      0.023       0.004                0.022
 
     Args:
         features: log-mel (frames, 64) of utterances of real speech.
@@ -87,13 +97,13 @@ def measured_ranges(model: onnx.ModelProto, features: Sequence[Floats]) -> Range
     terms = {name for node in _rounded_nodes(model) if node.op_type == "Add" for name in node.input}
 
     def spread(low: float) -> Callable[[Floats], Floats]:
-        return lambda values: np.percentile(values, [low, _PERCENTILE])
+        return lambda values: np.percentile(values, [low, _PERCENTILE]) * (-1, 1)  # so that higher is wider for both
 
     spreads = {
         name: spread(_LOW_PERCENTILE_OF_TERMS if name in terms else 100 - _PERCENTILE)
         for name in rounded_tensors(model)
     }
-    return {name: (float(low), float(high)) for name, (low, high) in _averages(model, spreads, features).items()}
+    return {name: (float(-low), float(high)) for name, (low, high) in _of_most(model, spreads, features).items()}
 
 
 def quantised(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
@@ -163,10 +173,10 @@ def _channel_peaks(values: Floats) -> Floats:
     return np.asarray(np.percentile(np.abs(values), 99.9, axis=(0, 2, 3)))
 
 
-def _averages(
+def _of_most(
     model: onnx.ModelProto, reductions: Mapping[str, Callable[[Floats], Floats]], features: Sequence[Floats]
 ) -> dict[str, Floats]:
-    """Of each tensor named, what its reduction gives, averaged over utterances."""
+    """Of each tensor named, what its reduction gives at most for 95 % of the utterances."""
     import onnxruntime
 
     watched = onnx.ModelProto()
@@ -182,7 +192,7 @@ def _averages(
             reductions.items(), session.run(list(reductions), inputs), strict=True
         ):
             found[name].append(reduction(values))
-    return {name: np.mean(values, axis=0) for name, values in found.items()}
+    return {name: np.quantile(values, _OF_UTTERANCES, axis=0) for name, values in found.items()}
 
 
 def _rounded_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
