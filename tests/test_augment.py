@@ -480,6 +480,15 @@ def test_the_shipped_settings_make_a_chain(rooms: Path) -> None:
     ]
 
 
+def test_throats_and_masks_of_the_farfield_chain_are_settings(rooms: Path) -> None:
+    chosen = ["augment=farfield", f"augment.rooms={rooms}"]
+    usual = instantiate(compose_config(chosen).augment.features).steps
+    wider = [*chosen, "augment.formants=0.2", "augment.freq_width=15", "augment.time_width=35"]
+    warp, masks = instantiate(compose_config(wider).augment.features).steps
+    assert (warp.formants, masks.freq_width, masks.time_width) == (0.2, 15, 35)
+    assert (usual[0].formants, usual[1].freq_width, usual[1].time_width) == (0.1, 10, 20)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -71,7 +71,7 @@ def test_that_voice_alone_and_some_texts(corpora):
 
 def test_a_text_left_out_stands_in_no_longer_one(corpora):
     voices = corpora / "voices" / "manifest.jsonl"
-    said = ["ну Раз, два!", "раз два три", "а раз два и", "раз и два", "раз двадцать", "четыре", "раз", "два раз"]
+    said = ["ну Раз, два!", "раз два три", "а раз два и", "раз и два", "раз двадцать", "четыре", "раз", "два раз", ""]
     rows = [
         {**utterance.fields, "text": said[number % len(said)]} for number, utterance in enumerate(read_manifest(voices))
     ]
@@ -80,8 +80,8 @@ def test_a_text_left_out_stands_in_no_longer_one(corpora):
     texts.write_text("четыре\nРаз, два!\n\n", encoding="utf-8")
     left = mix(corpora, "--manifest", voices, "--without-texts", texts)
     assert {utterance.text for utterance in left} == {"раз и два", "раз двадцать", "раз", "два раз"}
-    assert {utterance.text for utterance in mix(corpora, "--manifest", voices, "--texts", texts)} == {"четыре"}
-    texts.write_text("", encoding="utf-8")
+    assert {utterance.text for utterance in mix(corpora, "--manifest", voices, "--texts", texts)} == {"четыре", ""}
+    texts.write_text("пять\n", encoding="utf-8")
     assert len(mix(corpora, "--manifest", voices, "--without-texts", texts)) == 20
 
 
