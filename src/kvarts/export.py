@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LICENCE = "unspecified"  # the weights are their trainer's, not ours to license
 _CALIBRATING = 80  # utterances
+_ONE_MAN = Path("sample/train_opus/manifest.jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         metavar="M",
         type=Path,
-        default=Path("sample/train_opus/manifest.jsonl"),
+        default=_ONE_MAN,
         help="manifest that int8 takes its scales from, 80 utterances spread over it: of all voices and places that "
         "the network was trained on, for what is unlike them is clipped; never the test set (default: %(default)s)",
     )
@@ -70,6 +72,12 @@ def run(args: argparse.Namespace) -> int:
         drift = "" if proof.drift is None else f"   largest difference {proof.drift:.2g}"
         print(f"{proof.engine:22} {wer}   same texts {proof.texts:4}{drift}")
     print(f"model: {args.output}; its card: {args.output / model_folder.CARD}")
+    if args.calibration == _ONE_MAN:
+        print(
+            f"kvarts: warning: int8 took its scales from {_ONE_MAN}, one man's speech, and clips other voices; "
+            "name speech of all voices that the model is for with --calibration",
+            file=sys.stderr,
+        )
     return 0
 
 
