@@ -6,7 +6,8 @@ too much: a pause that is transcribed costs time, and speech that is left out is
 
 - it is digital silence, or what 16 bits leave of it; or
 - it is steady and weak: for 2 s no 10 ms stand out of the quietest 0.2 s around, and it lies well below the loudest
-  0.2 s of the recording so far. A quiet speaker after a loud one is weak too, but syllables stand out of their gaps.
+  0.2 s of the recording so far. A quiet speaker after a loud one is weak too, but syllables stand out of their gaps,
+  and of the pauses between phrases: who makes none for 30 s, in even syllables 20 dB below the loudest, may be lost.
 
 A level is the variance within 10 ms, so that a constant (DC) offset, and most of a slow one, is none. Pieces are put
 together of encoded frames of 40 ms: then their frames are the recording's, and times of words are right to a frame.
