@@ -91,8 +91,8 @@ def test_nothing_has_no_pieces() -> None:
 def recordings(draw: st.DrawFn) -> tuple[Waveform, list[tuple[int, int]]]:
     """Speech of different speakers and pauses of different kinds, up to some minutes; and the samples of speech.
 
-    The speakers' levels lie 40 dB apart at most, the noise 34 dB under the weakest. Nobody speaks for 4 s without a pause
-    of 0.4 s: the weakest, of even syllables and without one, would look like noise (15 of 150 such recordings were cut).
+    The speakers' levels lie 40 dB apart at most, the noise 34 dB under the weakest. Nobody speaks for 4 s without a
+    pause of 0.4 s: without one the weakest, of even syllables, looks like noise (15 of 150 such recordings were cut).
     """
     parts = []
     speech = []
