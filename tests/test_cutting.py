@@ -91,8 +91,7 @@ def test_nothing_has_no_pieces() -> None:
 def recordings(draw: st.DrawFn) -> tuple[Waveform, list[tuple[int, int]]]:
     """Speech of different speakers and pauses of different kinds, up to some minutes; and the samples of speech.
 
-    The speakers' levels lie 40 dB apart at most, the noise 34 dB under the weakest. Nobody speaks for 4 s without a
-    pause of 0.4 s: without one the weakest, of even syllables, looks like noise (15 of 150 such recordings were cut).
+    The speakers' levels lie 40 dB apart at most, the noise 34 dB under the weakest.
     """
     parts = []
     speech = []
@@ -101,8 +100,6 @@ def recordings(draw: st.DrawFn) -> tuple[Waveform, list[tuple[int, int]]]:
     for seed in range(draw(st.integers(3, 8))):
         voiced_s, silent_s = draw(st.floats(0.2, 40)), draw(st.sampled_from([0.0, 0.1, 1.9, 2.1, 5.0, 40.0]))
         part = syllables(voiced_s, draw(st.sampled_from([0.001, 0.01, 0.1])), seed)
-        for pause_s in np.arange(0.3, voiced_s - 0.5, 4.0):
-            part[round(pause_s * SAMPLE_RATE) : round((pause_s + 0.4) * SAMPLE_RATE)] = 0
         parts += [part, silence(silent_s)]
         speech.append((place, place + len(part)))
         place += len(part) + len(parts[-1])
@@ -117,6 +114,14 @@ def test_no_speech_is_lost(recording: tuple[Waveform, list[tuple[int, int]]], of
     found = cut(whole + np.float32(offset))
     for start, stop in speech:
         assert is_covered(found, start, stop)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_quiet_speaker_who_never_pauses_is_no_noise(seed: int) -> None:
+    """40 dB below the loudest, as many syllables a second as blocks of 0.2 s: of the first a stretch was lost."""
+    parts = [syllables(duration_s, 0.001, 7 * seed + part) for part, duration_s in enumerate((1, 1, 1, 1.125, 29))]
+    quiet = np.concatenate(parts)
+    assert is_covered(cut(quiet, syllables(2, 0.1, seed)), 0, len(quiet))
 
 
 @settings(max_examples=40, deadline=None)
