@@ -42,7 +42,7 @@ Rows = NDArray[np.float64]  # (frames, bins)
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks: median pitch in Hz, and what formants, melody, tempo and breath are multiplied by."""
+    """Who speaks: median pitch in Hz, what formants, melody and tempo are multiplied by, and the exponent of breath."""
 
     is_woman: bool
     pitch_hz: float

@@ -308,7 +308,7 @@ def softened(log_probs: NDArray[np.float32], weights: Weights) -> NDArray[np.flo
     Neural Networks», 2017) leaves the language model more to say where it hesitates. And it knows which letters are
     frequent, as the language model does: its prior, most of it the blank's, counts twice unless divided by (Y. Miao et
     al., «EESEN», 2015, arXiv 1507.08240). With both, tuned with all other weights, 29.7 % of the words of 34 validation
-    utterances, close and in rooms, were wrong, without them 33.2 (the weights that ship, `kvarts lm tune`).
+    utterances, close and in rooms, were wrong, without them 33.2 (`kvarts lm tune`, weights that shipped earlier).
     """
     if weights.temperature == 1 and weights.prior_weight == 0:
         return log_probs
