@@ -34,8 +34,8 @@ _SILENCE = 50  # 2 s
 _MARGIN = 8  # 0.32 s, kept on both sides of speech: weak consonants and breath
 _CHUNK = 250  # 10 s, examined at a time
 _BLOCK = 5  # 0.2 s: longer than what makes noise flicker
-_GAP = 2  # 80 ms: shorter than syllables. Of 0.2 s the quietest holds a whole syllable where there are five a second and
-# no pause, and then the weakest speaker looked as steady as noise: a stretch was lost of 15 of 150 such recordings.
+_GAP = 2  # 80 ms: shorter than syllables. Of 0.2 s the quietest hold a whole syllable where there are five a second
+# and no pause, and then the weakest speaker looked as steady as noise: of 15 of 150 such recordings a stretch was lost.
 _FLOOR_CHUNKS = 3  # before a chunk, 30 s, and one behind it, tell its floor
 
 # Powers, 1 for a waveform at ±1 all the time.

@@ -80,9 +80,10 @@ def measured_ranges(model: onnx.ModelProto, features: Sequence[Floats]) -> Range
     """The range of each tensor that `rounded_tensors` names: what holds 99.97 % of values in 95 % of utterances.
 
     With 99.99 % an utterance's few highest values stretch the scale for all others: the divergence is 1.0 to 2.7 times
-    as large. With 99.9 % it is 0.7 to 1.5 times, worst for the voice that is least like the others. The mean over
-    utterances would clip whoever is louder, shorter or of another voice. Divergence in nats a frame from float32, of the weights that ship, on 34 utterances each (ONNX
-    Runtime), scales from 50 utterances of one man, and from 78 of him, in rooms too, and eighteen other voices:
+    as large. With 99.9 % it is 0.7 to 1.5 times, worst for the woman. The mean over utterances would clip whoever is
+    louder, shorter or of another voice. Divergence in nats a frame from float32, of the weights that ship, on 34
+    utterances each (ONNX Runtime), scales from 50 utterances of one man, and from 78 of him, in rooms too, and eighteen
+    other voices:
 
                                     the man    in rooms    a synthetic woman    another man, short names
         his, mean                   0.005      0.016       0.162                0.381
