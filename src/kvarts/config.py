@@ -77,6 +77,7 @@ _RULES: dict[str, Rule] = {
     "data.shuffle": _FLAG,
     "data.bucketing": _FLAG,
     "data.num_workers": _or_null(_whole(0)),
+    "data.augment_on_device": _or_null(_FLAG),
     "data.cache_dir": _or_null(_PATH),
     "data.cache_mb": _whole(0),
     "data.on_bad": _choice("error", "skip"),

@@ -6,6 +6,8 @@ import logging
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from kvarts.dataset import (
     collate,
     random_places,
 )
+from kvarts.device_sound import DeviceSound
 from kvarts.errors import AudioError, ConfigError, KvartsError, TrainingDataError, listing
 from kvarts.feature_cache import BYTES_PER_SECOND, SAMPLES, FeatureCache
 from kvarts.files import cache_dir as cache_dir_of_user
@@ -88,6 +91,7 @@ class SpeechData(pl.LightningDataModule):
         shuffle: bool = True,
         bucketing: bool = True,
         num_workers: int | None = None,
+        augment_on_device: bool | None = None,
         cache_dir: str | None = None,
         cache_mb: int = 4096,
         on_bad: str = "error",
@@ -150,6 +154,8 @@ class SpeechData(pl.LightningDataModule):
         self._shard_mb = shard_mb
         self._augmentation = augmentation
         self._sound = sound
+        self._augment_on_device = augment_on_device
+        self._device_sound: DeviceSound | None = None  # from the first loader on
         self._sample_cache = None
         if sound is not None and self._cache is not None:
             self._sample_cache = FeatureCache(self._cache.folder, cache_mb * 2**20, SAMPLES)
@@ -248,11 +254,11 @@ class SpeechData(pl.LightningDataModule):
         if place is not None:
             _refuse_other_order(place.get("order", {}), self._order())
             self._sampler.load_state_dict(place)
+        self._device_sound = self._suitable_device_sound()
         if isinstance(self.train, UtteranceTable):
-            dataset = SpeechDataset(
-                self.train, self._augmentation, self._seed, self._cache, self._sound, self._sample_cache
-            )
-            return self._loader(dataset, self._sampler)
+            caches = (self._cache, self._sound, self._sample_cache)
+            dataset = SpeechDataset(self.train, self._augmentation, self._seed, *caches, self._device_sound)
+            return self._loader(dataset, self._sampler, self._device_sound)
         sharded = ShardDataset(
             self.train,
             self._shard_files(self.train),
@@ -265,6 +271,7 @@ class SpeechData(pl.LightningDataModule):
             cache=self._cache,
             sound=self._sound,
             sample_cache=self._sample_cache,
+            device_sound=self._device_sound,
         )
         # Without a batch size a loader takes whole batches from the data set.
         return DataLoader(sharded, batch_size=None, sampler=self._sampler, **self._reading())
@@ -285,10 +292,35 @@ class SpeechData(pl.LightningDataModule):
         self._left_out += batch.left_out
         return batch
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Makes the features that were left to the device."""
+        if batch.sound is None:
+            return batch
+        assert self._device_sound is not None
+        return replace(batch, features=self._device_sound.features(batch.sound), sound=None)
+
+    def _suitable_device_sound(self) -> DeviceSound | None:
+        """What augments sound on the device: where it is told to, or where that is a GPU of NVIDIA's and it can."""
+        if self._sound is None or self._augment_on_device is False:
+            return None
+        is_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        if self._augment_on_device is None and not is_gpu:
+            return None
+        try:
+            return DeviceSound(self._sound, self._augmentation)
+        except ConfigError:
+            if self._augment_on_device:
+                raise
+            return None
+
     def _loader(
-        self, dataset: SpeechDataset, sampler: BucketSampler | ShareSampler
+        self,
+        dataset: SpeechDataset,
+        sampler: BucketSampler | ShareSampler,
+        device_sound: DeviceSound | None = None,
     ) -> DataLoader[Example | Batch | KvartsError]:
-        return DataLoader(_ErrorsAsItems(dataset), batch_sampler=sampler, collate_fn=_collate, **self._reading())
+        joined = partial(_collate, device_sound=device_sound)
+        return DataLoader(_ErrorsAsItems(dataset), batch_sampler=sampler, collate_fn=joined, **self._reading())
 
     def _reading(self) -> dict[str, Any]:
         workers = self._suitable_workers() if self._num_workers is None else self._num_workers
@@ -425,10 +457,10 @@ class _ErrorsAsItems(Dataset[Example | KvartsError]):
             return error
 
 
-def _collate(items: Sequence[Example | KvartsError]) -> Batch | KvartsError:
+def _collate(items: Sequence[Example | KvartsError], device_sound: DeviceSound | None) -> Batch | KvartsError:
     errors = [item for item in items if isinstance(item, KvartsError)]
     if errors and all(isinstance(error, AudioError) for error in errors):
         return AudioError(listing("files that could not be read", [str(error) for error in errors]))
     if errors:
         return errors[0]
-    return collate([item for item in items if isinstance(item, Example)])
+    return collate([item for item in items if isinstance(item, Example)], device_sound)

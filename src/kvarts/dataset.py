@@ -21,9 +21,10 @@ from torch.utils.data import Dataset, Sampler
 
 from kvarts.alphabet import ALPHABET, encode
 from kvarts.audio import read_audio
+from kvarts.device_sound import DeviceSound, DrawnSound, SoundBatch
 from kvarts.errors import AudioError, ConfigError
 from kvarts.feature_cache import FeatureCache
-from kvarts.features import log_mel
+from kvarts.features import N_MELS, log_mel
 from kvarts.manifest import Utterance
 from kvarts.sound import Sound, to_pcm
 from kvarts.text import normalise
@@ -43,11 +44,20 @@ Draw = tuple[int, int]
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance ready for the network: features (frames, 64) float32, label ids (characters,) int64."""
+    """One utterance ready for the network: features (frames, 64) float32, label ids (characters,) int64.
+
+    Where its features are to be made on the device, `sound` says of what, and `features` is empty.
+    """
 
     features: Tensor
     targets: Tensor
     utterance: Utterance
+    sound: DrawnSound | None = None
+
+    @property
+    def frames(self) -> int:
+        """Of its features, made or to be made."""
+        return len(self.features) if self.sound is None else self.sound.frames
 
 
 @dataclass
@@ -56,7 +66,8 @@ class Batch:
 
     features (batch, frames, 64) float32; feature_lengths (batch,) int64, frames; targets (sum of target_lengths,)
     int64, all label ids one after the other; target_lengths (batch,) int64. left_out names utterances that would be
-    here but could not be used.
+    here but could not be used. Where the features are to be made on the device, `sound` is what they are made of, and
+    until then they are empty.
     """
 
     features: Tensor
@@ -65,6 +76,7 @@ class Batch:
     target_lengths: Tensor
     utterances: list[Utterance]
     left_out: list[str] = field(default_factory=list)
+    sound: SoundBatch | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -85,6 +97,7 @@ class Batch:
             feature_lengths=self.feature_lengths.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
             target_lengths=self.target_lengths.to(device, non_blocking=non_blocking),
+            sound=None if self.sound is None else self.sound.to(device, non_blocking),
         )
 
     def pin_memory(self) -> Batch:
@@ -95,17 +108,23 @@ class Batch:
             feature_lengths=self.feature_lengths.pin_memory(),
             targets=self.targets.pin_memory(),
             target_lengths=self.target_lengths.pin_memory(),
+            sound=None if self.sound is None else self.sound.pin_memory(),
         )
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pads with zeros; the encoder masks whatever lies beyond an utterance's length."""
+def collate(examples: Sequence[Example], device_sound: DeviceSound | None = None) -> Batch:
+    """Pads with zeros; the encoder masks whatever lies beyond an utterance's length.
+
+    With `device_sound`, which is what drew the examples' sounds, the features are left to be made by it.
+    """
+    sounds = [e.sound for e in examples if e.sound is not None]
     return Batch(
         features=torch.nn.utils.rnn.pad_sequence([e.features for e in examples], batch_first=True),
-        feature_lengths=torch.tensor([len(e.features) for e in examples]),
+        feature_lengths=torch.tensor([e.frames for e in examples]),
         targets=torch.cat([e.targets for e in examples]),
         target_lengths=torch.tensor([len(e.targets) for e in examples]),
         utterances=[e.utterance for e in examples],
+        sound=None if device_sound is None else device_sound.batch(sounds),
     )
 
 
@@ -117,18 +136,23 @@ def example_of(
     augmentation: Augmentation | None,
     seed: int,
     draw: Draw,
+    device_sound: DeviceSound | None = None,
 ) -> Example:
     """An utterance with its features (frames, 64), augmented as (seed, epoch, utterance) have it.
 
-    Of `features` and `samples`, which read it or take it from a cache, only what is needed is called.
+    Of `features` and `samples`, which read it or take it from a cache, only what is needed is called. With
+    `device_sound`, which is made of the same sound and augmentation, it is left to be augmented on the device.
     """
     generator = np.random.default_rng((seed, *draw))
+    # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
+    labels = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
+    targets = torch.tensor(labels, dtype=torch.long)
+    if device_sound is not None:
+        return Example(torch.empty(0, N_MELS), targets, utterance, device_sound.drawn(samples(), generator))
     drawn = features() if sound is None else sound.features(features, samples, generator)
     if augmentation is not None:
         drawn = augmentation(drawn, generator)
-    # Validation data may hold foreign letters: they count as errors in WER, and the loss leaves them out.
-    targets = encode("".join(c for c in normalise(utterance.text) if c in ALPHABET))
-    return Example(torch.from_numpy(drawn), torch.tensor(targets, dtype=torch.long), utterance)
+    return Example(torch.from_numpy(drawn), targets, utterance)
 
 
 class SpeechDataset(Dataset[Example]):
@@ -141,6 +165,7 @@ class SpeechDataset(Dataset[Example]):
         cache: where features are kept, so that a file is decoded once, or None.
         sound: augmentation of the waveform, before that of the features, or None.
         sample_cache: where decoded samples are kept for `sound`, or None.
+        device_sound: made of `sound` and `augmentation`, to do both on the device; or None.
     """
 
     def __init__(
@@ -151,6 +176,7 @@ class SpeechDataset(Dataset[Example]):
         cache: FeatureCache | None = None,
         sound: Sound | None = None,
         sample_cache: FeatureCache | None = None,
+        device_sound: DeviceSound | None = None,
     ) -> None:
         self.utterances = utterances
         self._augmentation = augmentation
@@ -158,6 +184,7 @@ class SpeechDataset(Dataset[Example]):
         self._cache = cache
         self._sound = sound
         self._sample_cache = sample_cache
+        self._device_sound = device_sound
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -174,7 +201,8 @@ class SpeechDataset(Dataset[Example]):
             return _samples(path) if self._sample_cache is None else self._sample_cache.get(path, _samples)
 
         try:
-            return example_of(utterance, features, samples, self._sound, self._augmentation, self._seed, draw)
+            how = (self._sound, self._augmentation, self._seed, draw, self._device_sound)
+            return example_of(utterance, features, samples, *how)
         except AudioError as error:
             raise AudioError(f"{utterance.where}: {error}") from error
 

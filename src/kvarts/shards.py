@@ -41,6 +41,7 @@ from kvarts.audio import read_audio
 from kvarts.checks import target_problem
 from kvarts.data_shard import FORMAT, INDEX, UTTERANCE_COLUMNS
 from kvarts.dataset import Augmentation, Batch, BucketSampler, Draw, Example, Features, Pcm, collate, example_of
+from kvarts.device_sound import DeviceSound
 from kvarts.errors import (
     AudioError,
     ConfigError,
@@ -736,7 +737,7 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         stride: log-mel frames for each encoded frame.
         skip_bad: leave out what cannot be used, and name it in `Batch.left_out`; else it is an error.
         shuffle: as the sampler does it.
-        augmentation, seed, cache, sound, sample_cache: as of `kvarts.dataset.SpeechDataset`.
+        augmentation, seed, cache, sound, sample_cache, device_sound: as of `kvarts.dataset.SpeechDataset`.
     """
 
     def __init__(
@@ -753,6 +754,7 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         cache: FeatureCache | None = None,
         sound: Sound | None = None,
         sample_cache: FeatureCache | None = None,
+        device_sound: DeviceSound | None = None,
     ) -> None:
         self._index = index
         self._files = files
@@ -765,6 +767,7 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         self._cache = cache
         self._sound = sound
         self._sample_cache = sample_cache
+        self._device_sound = device_sound
         self._epoch = -1
         self._window_of = np.zeros(0, np.int64)  # (shards,), in this epoch
         self._window_now = -1  # counted over all epochs
@@ -788,7 +791,7 @@ class ShardDataset(Dataset[Batch | KvartsError]):
         if bad and not self._skip_bad:
             what = listing("members of shards that cannot be used", bad)
             raise TrainingDataError(f"{what}\nmend them, or leave them out with data.on_bad=skip")
-        batch = collate(examples or [self._stand_in(draws[0])])
+        batch = collate(examples or [self._stand_in(draws[0])], self._device_sound)
         return replace(batch, left_out=bad)
 
     def _stand_in(self, draw: Draw) -> Example:
@@ -822,7 +825,8 @@ class ShardDataset(Dataset[Batch | KvartsError]):
 
         shard = self._index.shards[self._index.shard[index]]
         name = f"{shard.sha256} {self._index.number[index]}"  # of the entry, so that its audio need not be read
-        return example_of(utterance, features, samples, self._sound, self._augmentation, self._seed, draw)
+        how = (self._sound, self._augmentation, self._seed, draw, self._device_sound)
+        return example_of(utterance, features, samples, *how)
 
     def _look_ahead(self, draws: list[Draw]) -> None:
         """Keeps the shards of the window before, of which some utterances may be left, of this one and of the next."""

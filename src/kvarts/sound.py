@@ -129,6 +129,11 @@ class Room:
         response = self._responses[folder][number]
         return {"folder": folder, "response": number, "room": response.room, "file": str(response.path)}
 
+    @property
+    def responses(self) -> Sequence[Sequence[Response]]:
+        """Of each folder."""
+        return self._responses
+
     def response(self, drawn: Drawn) -> Response:
         """The one that was drawn."""
         return self._responses[drawn["folder"]][drawn["response"]]
@@ -161,6 +166,11 @@ class Noise:
         _check_range(self, "snr_db", -30, 100)
         object.__setattr__(self, "_noises", [read_noises(folder) for folder in _folders(self, self.folder)])
 
+    @property
+    def noises(self) -> Sequence[Sequence[NoiseFile]]:
+        """Of each folder."""
+        return self._noises
+
     def draw(self, draw: np.random.Generator) -> Drawn:
         folder = int(draw.integers(len(self._noises)))
         number = int(draw.integers(len(self._noises[folder])))
@@ -177,9 +187,13 @@ class Noise:
     def apply(self, waveform: Waveform, drawn: Drawn) -> Waveform:
         """Silence stays silence: there is no ratio to it."""
         noise = self._noises[drawn["folder"]][drawn["noise"]].samples
-        start = int(drawn["start"] * len(noise))
+        start = self.first_sample(drawn)
         repeated = np.resize(np.concatenate([noise[start:], noise[:start]]), len(waveform))
         return mixed(waveform, repeated, drawn["snr_db"])
+
+    def first_sample(self, drawn: Drawn) -> int:
+        """Of the noise, where it begins."""
+        return int(drawn["start"] * len(self._noises[drawn["folder"]][drawn["noise"]].samples))
 
 
 @dataclass(frozen=True)
@@ -220,13 +234,17 @@ class Band:
         }
 
     def apply(self, waveform: Waveform, drawn: Drawn) -> Waveform:
+        return _like(convolve(waveform, *self.filter(drawn)), waveform)
+
+    def filter(self, drawn: Drawn) -> tuple[Waveform, int]:
+        """Its 511 taps, and the middle one's index."""
         bins_hz = np.linspace(0, SAMPLE_RATE / 2, _BAND_BINS)
         octaves = np.log2(np.maximum(bins_hz, 20) / 1000)
         gain_db = drawn["tilt_db"] * octaves + np.interp(octaves, np.log2(_THIRDS_HZ / 1000), drawn["ripple_db"])
         gain_db -= gain_db[(bins_hz > 300) & (bins_hz < 3400)].mean()
         below, above = np.log2(drawn["low_hz"] / 1000) - octaves, octaves - np.log2(drawn["high_hz"] / 1000)
         gain_db -= _EDGE_DB * (np.maximum(below, 0) + np.maximum(above, 0))
-        return _like(convolve(waveform, *symmetric_filter(10 ** (gain_db / 20))), waveform)
+        return symmetric_filter(10 ** (gain_db / 20))
 
 
 @dataclass(frozen=True)

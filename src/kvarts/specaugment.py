@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvarts.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What is blotted out of an utterance: mel bins and frames, each from a first to one behind the last."""
+
+    bands: Sequence[tuple[int, int]]
+    stretches: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,25 @@ class SpecAugment:
         if type(fraction) not in (int, float) or not 0 <= fraction <= 1:
             raise ConfigError(f"augment.features.time_fraction={fraction}: must be a number from 0 to 1")
 
+    def draw(self, frames: int, bins: int, draw: np.random.Generator) -> Masks:
+        """Masks for features (frames, mel bins)."""
+        bands = [_drawn(min(self.freq_width, bins), bins, draw) for _ in range(self.freq_masks)]
+        longest = min(self.time_width, int(self.time_fraction * frames))
+        return Masks(bands, [_drawn(longest, frames, draw) for _ in range(self.time_masks)])
+
     def __call__(self, features: NDArray[np.float32], draw: np.random.Generator) -> NDArray[np.float32]:
         """Masked copy of features (frames, mel bins)."""
         masked = features.copy()
-        frames, bins = features.shape
+        masks = self.draw(len(features), features.shape[1], draw)
         level = features.mean()
-        for _ in range(self.freq_masks):
-            width = int(draw.integers(0, min(self.freq_width, bins) + 1))
-            start = int(draw.integers(0, bins - width + 1))
-            masked[:, start : start + width] = level
-        longest = min(self.time_width, int(self.time_fraction * frames))
-        for _ in range(self.time_masks):
-            width = int(draw.integers(0, longest + 1))
-            start = int(draw.integers(0, frames - width + 1))
-            masked[start : start + width] = level
+        for start, stop in masks.bands:
+            masked[:, start:stop] = level
+        for start, stop in masks.stretches:
+            masked[start:stop] = level
         return masked
+
+
+def _drawn(widest: int, total: int, draw: np.random.Generator) -> tuple[int, int]:
+    width = int(draw.integers(0, widest + 1))
+    start = int(draw.integers(0, total - width + 1))
+    return start, start + width

@@ -45,14 +45,24 @@ class Warp:
 
     def __call__(self, features: Features, draw: np.random.Generator) -> Features:
         """Warped copy of features (frames, mel bins); about frames / (speed · tempo) of them."""
+        frequencies, times = self.draw(draw)
+        return warp_time(warp_frequency(features, frequencies), times)
+
+    def draw(self, draw: np.random.Generator) -> tuple[float, float]:
+        """What all frequencies are multiplied by, and how much faster it goes."""
         speed, formants, tempo = (1 + draw.uniform(-r, r) for r in (self.speed, self.formants, self.tempo))
-        return warp_time(warp_frequency(features, speed * formants), speed * tempo)
+        return speed * formants, speed * tempo
 
 
 def warp_time(features: Features, factor: float) -> Features:
     """Features (frames, mel bins) of the same speech `factor` times as fast; linear between frames, ends in place."""
     frames = len(features)
-    return _interpolate(features, np.linspace(0, frames - 1, max(1, round(frames / factor))))
+    return _interpolate(features, np.linspace(0, frames - 1, warped_frames(frames, factor)))
+
+
+def warped_frames(frames: int, factor: float) -> int:
+    """Frames that `warp_time` makes of so many."""
+    return max(1, round(frames / factor))
 
 
 def warp_frequency(features: Features, factor: float) -> Features:
@@ -60,9 +70,16 @@ def warp_frequency(features: Features, factor: float) -> Features:
 
     Where the source has no band (above 8 kHz / factor, below the lowest), its outermost one is repeated.
     """
+    return np.ascontiguousarray(_interpolate(features.T, bands_before(factor)).T)
+
+
+def bands_before(factor: float) -> NDArray[np.float64]:
+    """(mel bins,): the fractional band that each one of `warp_frequency` is taken from."""
     peaks_hz = mel_peaks_hz()
-    position = np.interp(mel_of_hz(peaks_hz / factor), mel_of_hz(peaks_hz), np.arange(len(peaks_hz)))
-    return np.ascontiguousarray(_interpolate(features.T, position).T)
+    position: NDArray[np.float64] = np.interp(
+        mel_of_hz(peaks_hz / factor), mel_of_hz(peaks_hz), np.arange(len(peaks_hz))
+    )
+    return position
 
 
 def _interpolate(rows: Features, position: NDArray[np.float64]) -> Features:
