@@ -9,12 +9,15 @@
    `conv2d`, both on batches without padding: medians of interleaved rounds, microseconds.
 3. The whole training step of `benchmarks/train_step.py`: medians of interleaved rounds and the allocator's peak.
 4. Where a step of ours spends its time: milliseconds that the GPU is busy, of those that a step takes, and its kernels.
+5. Augmented sound (augment=farfield, made-up rooms, the utterances of sample/, decoded before): how many utterances a
+   second a core makes, how many it draws for the device, and how many the device makes of those; in turn, medians.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +27,14 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own customary name
 from torch import Tensor, nn
 
 import train_step
+from augment import SAMPLE, made_up_rooms
+from kvarts.config import compose_config, instantiate
+from kvarts.dataset import SpeechDataset, collate
 from kvarts.depthwise import DepthwiseConv, convolve
+from kvarts.device_sound import DeviceSound
+from kvarts.feature_cache import SAMPLES, FeatureCache
 from kvarts.frames import encoded_frames_of_duration
+from kvarts.manifest import read_manifest
 from kvarts.packing import Packing
 
 LAYERS = ((256, 33, 1), (256, 39, 1), (512, 51, 1), (512, 63, 1), (512, 75, 1), (512, 87, 2))
@@ -233,6 +242,45 @@ def profile(variant: str, args: argparse.Namespace) -> dict:
     return {"step_ms": step_ms, "busy_ms": busy_ms, "kernels_ms": dict(longest[:40])}
 
 
+def sound(args: argparse.Namespace) -> dict[str, float]:
+    """Utterances a second; of one core, and of the device with the way of the samples to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        made_up_rooms(Path(folder) / "rooms")
+        settings = compose_config(["augment=farfield", f"augment.rooms={folder}/rooms"]).augment
+        chain, augmentation = instantiate(settings.sound), instantiate(settings.features)
+        utterances = read_manifest(SAMPLE / "train_opus" / "manifest.jsonl")
+        caches = [FeatureCache(Path(folder) / "cache", 2**30, *kind) for kind in ((), (SAMPLES,))]
+        on_device = DeviceSound(chain, augmentation)
+        here = SpeechDataset(utterances, augmentation, 0, caches[0], chain, caches[1])
+        there = SpeechDataset(utterances, augmentation, 0, caches[0], chain, caches[1], on_device)
+        draws = [(0, place % len(utterances)) for place in range(args.batch)]
+        seconds: dict[str, list[float]] = {"made by a core": [], "drawn by a core": [], "made by the device": []}
+        threads = torch.get_num_threads()
+        for number in range(args.rounds + 2):  # the first fill the cache
+            torch.set_num_threads(1)
+            times_s = [time.perf_counter()]
+            collate([here[number, place] for _, place in draws])
+            times_s.append(time.perf_counter())
+            batch = collate([there[number, place] for _, place in draws], on_device)
+            times_s.append(time.perf_counter())
+            torch.set_num_threads(threads)
+            if args.device != "cpu":
+                batch = batch.pin_memory()  # another thread's work in training
+            start_s = time.perf_counter()
+            found = batch.to(args.device, non_blocking=True).sound
+            assert found is not None
+            float(on_device.features(found)[-1, -1, -1])  # waits for it
+            taken_s = (times_s[1] - times_s[0], times_s[2] - times_s[1], time.perf_counter() - start_s)
+            for list_s, one_s in zip(seconds.values(), taken_s, strict=True):
+                list_s.append(one_s)
+    rates = {name: args.batch / statistics.median(list_s[2:]) for name, list_s in seconds.items()}
+    mean_s = sum(utterances[place].duration_s for _, place in draws) / len(draws)
+    print(f"\nutterances of {mean_s:.1f} s a second, in batches of {args.batch}")
+    for name, rate in rates.items():
+        print(f"{rate:9.0f}  {name}")
+    return {"utterance_s": mean_s, **rates}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -253,6 +301,7 @@ def main() -> None:
     result["steps"] = steps(args)
     if args.device != "cpu":
         result["profiles"] = {variant: profile(variant, args) for variant in ("plain_bf16", "ours_bf16")}
+    result["sound"] = sound(args)
     result["took_s"] = time.perf_counter() - start_s
     print(f"\n{result['took_s']:.0f} s")
     if args.json:

@@ -40,10 +40,18 @@ def speech() -> np.ndarray:
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Responses of different lengths and leads, and noises shorter and longer than the speech."""
-    folder = tmp_path_factory.mktemp("rooms")
-    draw = np.random.default_rng(0)
+    return room_folder(tmp_path_factory.mktemp("rooms"), ((4000, 30), (900, 4), (7000, 90)))
+
+
+@pytest.fixture(scope="module")
+def other_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return room_folder(tmp_path_factory.mktemp("other"), ((2500, 12),))
+
+
+def room_folder(folder: Path, shapes: tuple[tuple[int, int], ...]) -> Path:
+    draw = np.random.default_rng(len(shapes))
     rows, noises = [], []
-    for number, (length, lead) in enumerate(((4000, 30), (900, 4), (7000, 90))):
+    for number, (length, lead) in enumerate(shapes):
         response = 0.1 * draw.standard_normal(length) * np.exp(-np.arange(length) / 600)
         response[:lead] = 0
         response[lead] = 0.8
@@ -85,11 +93,14 @@ def cut(speech: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["clean", "room", "noise", "band", "gain", "all"])
-def test_each_effect_is_that_of_the_processor(speech: np.ndarray, rooms: Path, name: str, device: str) -> None:
+def test_each_effect_is_that_of_the_processor(
+    speech: np.ndarray, rooms: Path, other_rooms: Path, name: str, device: str
+) -> None:
+    folders = [str(rooms), str(other_rooms)]
     effects: dict[str, list[Effect]] = {
         "clean": [],
-        "room": [Room(str(rooms))],
-        "noise": [Noise([str(rooms), str(rooms)], (0, 10))],
+        "room": [Room(folders)],
+        "noise": [Noise(folders, (0, 10))],
         "band": [Band()],
         "gain": [Gain((-20, 20))],
     }
@@ -140,6 +151,17 @@ def test_an_utterance_does_not_depend_on_its_batch(speech: np.ndarray, rooms: Pa
     for number, one in enumerate(drawn):
         alone = device_sound.features(device_sound.batch([one]))[0]
         np.testing.assert_allclose(together[number, : one.frames].numpy(), alone.numpy(), atol=0.02)
+
+
+def test_little_of_a_batch_is_padding(rooms: Path) -> None:
+    device_sound = DeviceSound(Sound([Speed(0.5), Gain()]), None)
+    draw = np.random.default_rng(0)
+    lengths = np.exp(draw.uniform(np.log(5000), np.log(200_000), 100)).astype(int)
+    batch = device_sound.batch([device_sound.drawn(np.ones(length, np.int16), draw) for length in lengths])
+    padded = sum(group.samples.numel() for group in batch.groups)
+    assert padded < 1.4 * sum(int(group.lengths.sum()) for group in batch.groups)
+    assert len(batch.groups) <= 16
+    assert sorted(int(place) for group in batch.groups for place in group.places) == list(range(100))
 
 
 def test_features_of_a_batch_are_those_of_one_waveform(speech: np.ndarray) -> None:

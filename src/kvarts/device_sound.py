@@ -400,7 +400,6 @@ def _warped(
     after = values["frames"]
     step = (frames - 1) / (after - 1).clamp(min=1)  # float32 would be off by a hundredth of a frame after 20 minutes
     place = torch.arange(longest, device=features.device) * step[:, None].double()
-    place = torch.minimum(place, (frames - 1)[:, None].double())
     return _interpolated(features, place, 1), after
 
 
