@@ -90,6 +90,14 @@ def test_augmentation(tmp_path: Path, data: Path) -> None:
     assert all(cost > 0 for cost in effects.values())
 
 
+def test_what_is_promised_of_a_gpu(tmp_path: Path) -> None:
+    """On a CPU, where only the command itself can be tried."""
+    run("gpu.py", "--device", "cpu", "--quick", "--json", tmp_path / "gpu.json")
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert all(not row["failed"] for row in figures["errors"])
+    assert 0 < figures["sound"]["made by a core"] < figures["sound"]["drawn by a core"]
+
+
 def test_rooms_measured_and_true(tmp_path: Path, data: Path) -> None:
     """The room is found, two models are trained, and all three tested in it."""
     checkpoint = tmp_path / "weights.ckpt"
