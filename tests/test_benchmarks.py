@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import soundfile
 
+from gpu import sound
 from kvarts.alphabet import ALPHABET
 from kvarts.checkpoint import COURSE_BLOCKS, load_model, save_weights
 from kvarts.decoder import ConvDecoder
@@ -90,12 +92,10 @@ def test_augmentation(tmp_path: Path, data: Path) -> None:
     assert all(cost > 0 for cost in effects.values())
 
 
-def test_what_is_promised_of_a_gpu(tmp_path: Path) -> None:
-    """On a CPU, where only the command itself can be tried."""
-    run("gpu.py", "--device", "cpu", "--quick", "--json", tmp_path / "gpu.json")
-    figures = json.loads((tmp_path / "gpu.json").read_text())
-    assert all(not row["failed"] for row in figures["errors"])
-    assert 0 < figures["sound"]["made by a core"] < figures["sound"]["drawn by a core"]
+def test_augmented_sound_on_a_device() -> None:
+    figures = sound(argparse.Namespace(batch=2, rounds=1, device="cpu"))
+    assert 0 < figures["made by a core"] < figures["drawn by a core"]
+    assert figures["made by the device"] > 0
 
 
 def test_rooms_measured_and_true(tmp_path: Path, data: Path) -> None:
