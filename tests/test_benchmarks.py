@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from gpu import sound
+import gpu
 from kvarts.alphabet import ALPHABET
 from kvarts.checkpoint import COURSE_BLOCKS, load_model, save_weights
 from kvarts.decoder import ConvDecoder
@@ -93,7 +93,7 @@ def test_augmentation(tmp_path: Path, data: Path) -> None:
 
 
 def test_augmented_sound_on_a_device() -> None:
-    figures = sound(argparse.Namespace(batch=2, rounds=1, device="cpu"))
+    figures = gpu.sound(argparse.Namespace(batch=2, rounds=1, device="cpu"))
     assert 0 < figures["made by a core"] < figures["drawn by a core"]
     assert figures["made by the device"] > 0
 
