@@ -34,8 +34,9 @@ Samples = NDArray[np.int16] | NDArray[np.float32]
 Augmentation = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
 
 _PAD = N_FFT // 2  # samples before the centre of a frame
-_MOST_PADDING = 0.04  # of a batch's samples, in a group; each group takes some 150 kernels
+_MOST_PADDING = 0.08  # of a batch's samples, in a group; each group takes some 100 kernels
 _ROWS = 8
+_NO_ENERGY = 1e-20  # of silence, so that nothing is divided by 0; a single bit of 16 has 1e-9
 _EFFECTS = (Room, Noise, Band, Gain)  # that a device can do
 
 
@@ -79,18 +80,17 @@ def _unpickled_step(rows: NDArray[np.int64], values: Mapping[str, NDArray[Any]])
 
 @dataclass(frozen=True)
 class _Group:
-    """Utterances of similar length.
+    """Utterances of similar length, first those in integers.
 
-    places: (rows,) int64, where they stand in the batch; samples: (rows, longest) int16 or float32; lengths: (rows,)
-    int64, how many are theirs; effects: by number of the step; augmented: the steps of the features' augmentation, each
-    with the frames of the longest utterance that leave it.
+    places: (rows,) int64, where they stand in the batch; integers: (some rows, longest) int16; floats: (other rows,
+    longest) float32; lengths: (rows,) int64, how many samples are theirs; effects: by number of the step.
     """
 
     places: Tensor
-    samples: Tensor
+    integers: Tensor
+    floats: Tensor
     lengths: Tensor
     effects: Mapping[int, _Step]
-    augmented: Sequence[tuple[_Step, int]]
 
     def to(self, device: torch.device | str, non_blocking: bool) -> _Group:
         return self._mapped(lambda part: part.to(device, non_blocking=non_blocking))
@@ -100,33 +100,45 @@ class _Group:
 
     def _mapped(self, change: Callable[[Any], Any]) -> _Group:
         effects = {number: change(step) for number, step in self.effects.items()}
-        augmented = [(change(step), frames) for step, frames in self.augmented]
-        return _Group(change(self.places), change(self.samples), change(self.lengths), effects, augmented)
+        samples = (change(self.integers), change(self.floats))
+        return _Group(change(self.places), *samples, change(self.lengths), effects)
 
     def __reduce__(self) -> tuple[Any, ...]:
         small = (self.places.numpy(), self.lengths.numpy())
-        return _unpickled_group, (*small, self.samples, self.effects, self.augmented)
+        return _unpickled_group, (*small, self.integers, self.floats, self.effects)
 
 
-def _unpickled_group(places: NDArray[np.int64], lengths: NDArray[np.int64], samples: Tensor, *steps: Any) -> _Group:
-    return _Group(torch.from_numpy(places), samples, torch.from_numpy(lengths), *steps)
+def _unpickled_group(
+    places: NDArray[np.int64], lengths: NDArray[np.int64], integers: Tensor, floats: Tensor, effects: Any
+) -> _Group:
+    return _Group(torch.from_numpy(places), integers, floats, torch.from_numpy(lengths), effects)
 
 
 @dataclass(frozen=True)
 class SoundBatch:
-    """Utterances whose features are still to be made, in groups; `frames` of the longest."""
+    """Utterances whose features are still to be made, in groups.
+
+    `frames` (batch,) int64 are those of the sound, before its features are augmented, and `longest` is the most of
+    them; `augmented` are the steps of the features' augmentation, each with the most frames that leave it.
+    """
 
     groups: Sequence[_Group]
-    utterances: int
-    frames: int
+    frames: Tensor
+    longest: int
+    augmented: Sequence[tuple[_Step, int]]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SoundBatch:
         """The same with its tensors on `device`."""
-        return replace(self, groups=[group.to(device, non_blocking) for group in self.groups])
+        return self._mapped(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SoundBatch:
         """The same in page-locked memory, from which a GPU copies faster."""
-        return replace(self, groups=[group.pin_memory() for group in self.groups])
+        return self._mapped(lambda part: part.pin_memory())
+
+    def _mapped(self, change: Callable[[Any], Any]) -> SoundBatch:
+        groups = [change(group) for group in self.groups]
+        augmented = [(change(step), longest) for step, longest in self.augmented]
+        return replace(self, groups=groups, frames=change(self.frames), augmented=augmented)
 
 
 class DeviceSound:
@@ -191,48 +203,46 @@ class DeviceSound:
 
     def batch(self, sounds: Sequence[DrawnSound]) -> SoundBatch:
         """A batch of utterances, to be brought to the device."""
-        most_padding = _MOST_PADDING * sum(len(sound.samples) for sound in sounds)
-        order = sorted(
-            range(len(sounds)), key=lambda place: (sounds[place].samples.itemsize, -len(sounds[place].samples))
-        )
+        lengths = [len(sound.samples) for sound in sounds]
         groups: list[list[int]] = []
         padding = 0
-        for place in order:
-            samples = sounds[place].samples
-            first = sounds[groups[-1][0]].samples if groups else samples
-            padding += len(first) - len(samples)
-            if not groups or samples.dtype != first.dtype or padding > most_padding:
+        for place in sorted(range(len(sounds)), key=lambda place: -lengths[place]):
+            padding += lengths[groups[-1][0]] - lengths[place] if groups else 0
+            if not groups or padding > _MOST_PADDING * sum(lengths):
                 groups.append([])
                 padding = 0
             groups[-1].append(place)
-        made = [self._group(sounds, group) for group in groups]
-        return SoundBatch(made, len(sounds), max(sound.frames for sound in sounds))
+        frames = [mel_frames(length) for length in lengths]
+        first = (torch.tensor(frames), max(frames))
+        augmented: list[tuple[_Step, int]] = []
+        for number in range(len(self._augmentation)):
+            what, frames = _values_of_augmentation([sound.augmented[number] for sound in sounds], frames)
+            augmented.append((_Step(torch.arange(len(sounds)), what), max(frames)))
+        return SoundBatch([self._group(sounds, group) for group in groups], *first, augmented)
 
     def _group(self, sounds: Sequence[DrawnSound], places: Sequence[int]) -> _Group:
+        places = sorted(places, key=lambda place: sounds[place].samples.itemsize)
         chosen = [sounds[place] for place in places]
-        samples = np.zeros((len(chosen), max(len(sound.samples) for sound in chosen)), chosen[0].samples.dtype)
-        for row, sound in zip(samples, chosen, strict=True):
-            row[: len(sound.samples)] = sound.samples
+        longest = max(len(sound.samples) for sound in chosen)
+        integers, floats = (
+            _padded([sound.samples for sound in chosen if sound.samples.dtype == dtype], longest, dtype)
+            for dtype in (np.int16, np.float32)
+        )
         effects: dict[int, tuple[list[int], list[Drawn]]] = {}
         for row_number, sound in enumerate(chosen):
             for number, drawn in sound.effects:
                 rows, values = effects.setdefault(number, ([], []))
                 rows.append(row_number)
                 values.append(drawn)
-        frames = [mel_frames(len(sound.samples)) for sound in chosen]
-        augmented: list[tuple[_Step, int]] = []
-        for place in range(len(self._augmentation)):
-            what, frames = _values_of_augmentation([sound.augmented[place] for sound in chosen], frames)
-            augmented.append((_Step(torch.arange(len(chosen)), what), max(frames)))
         return _Group(
             torch.tensor(places),
-            torch.from_numpy(samples),
+            integers,
+            floats,
             torch.tensor([len(sound.samples) for sound in chosen]),
             {
                 number: _Step(torch.tensor(rows), self._values(number, values))
                 for number, (rows, values) in sorted(effects.items())
             },
-            augmented,
         )
 
     def _values(self, number: int, drawn: Sequence[Drawn]) -> dict[str, Tensor]:
@@ -255,29 +265,27 @@ class DeviceSound:
     def features(self, batch: SoundBatch) -> Tensor:
         """Log-mel features (batch, frames, 64) float32, on the device that the batch lies on; what lies beyond an
         utterance's frames is anything finite."""
-        first = batch.groups[0].samples
-        features = torch.zeros(batch.utterances, batch.frames, N_MELS, device=first.device)
+        frames = batch.frames
+        features = torch.zeros(len(frames), batch.longest, N_MELS, device=frames.device)
         for group in batch.groups:
-            made = self._features(group)
+            made = self._log_mel(group)
             features[group.places, : made.shape[1]] = made
+        for step, longest in batch.augmented:
+            if "bands" in step.values:
+                features, frames = _warped(features, frames, longest, step.values)
+            else:
+                features = _masked(features, frames, step.values)
         return features
 
-    def _features(self, group: _Group) -> Tensor:
-        x = group.samples if group.samples.is_floating_point() else group.samples.float() * (1 / 32_767)
+    def _log_mel(self, group: _Group) -> Tensor:
+        x = torch.cat([group.integers * (1 / 32_767), group.floats])
         lengths = group.lengths
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         for number, step in group.effects.items():
             rows = step.rows
             x = x.index_copy(0, rows, self._apply(number, step.values, x[rows], inside[rows]))
         x = x / x.abs().amax(1, keepdim=True).clamp(min=1)
-        features = log_mel_of_batch(x, lengths)
-        frames = torch.div(lengths, HOP_LENGTH, rounding_mode="floor") + 1
-        for step, longest in group.augmented:
-            if "bands" in step.values:
-                features, frames = _warped(features, frames, longest, step.values)
-            else:
-                features = _masked(features, frames, step.values)
-        return features
+        return log_mel_of_batch(x, lengths)
 
     def _apply(self, number: int, values: Mapping[str, Tensor], x: Tensor, inside: Tensor) -> Tensor:
         """An effect on waveforms (rows, samples), silent where they are not `inside`."""
@@ -294,8 +302,7 @@ class DeviceSound:
             chosen = values["noise"][:, None]
             place = values["start"][:, None] + torch.arange(x.shape[1], device=x.device)
             noise = samples[starts[chosen] + place % counts[chosen]] * inside
-            ratio = _energy(x) / (_energy(noise) * values["snr"][:, None])
-            return x + noise * torch.where(ratio.isfinite(), ratio, 0).sqrt()
+            return x + noise * (_energy(x) / values["snr"][:, None] / _energy(noise)).sqrt()
         return x * values["gain"][:, None]
 
     def _bank(self, number: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -319,6 +326,13 @@ class DeviceSound:
                 starts = counts.cumsum(0) - counts
                 self._banks[number, device] = tuple(part.to(device) for part in (torch.cat(noises), starts, counts))
         return self._banks[number, device]
+
+
+def _padded(rows: Sequence[Samples], longest: int, dtype: Any) -> Tensor:
+    padded = np.zeros((len(rows), longest), dtype)
+    for row, samples in zip(padded, rows, strict=True):
+        row[: len(samples)] = samples
+    return torch.from_numpy(padded)
 
 
 def _values_of_augmentation(
@@ -384,12 +398,11 @@ def _transform_size(least: int) -> int:
 
 
 def _energy(x: Tensor) -> Tensor:
-    return x.square().sum(1, keepdim=True)
+    return x.square().sum(1, keepdim=True).clamp(min=_NO_ENERGY)
 
 
 def _as_loud(x: Tensor, reference: Tensor) -> Tensor:
-    ratio = _energy(reference) / _energy(x)
-    return x * torch.where(ratio.isfinite(), ratio, 1).sqrt()
+    return x * (_energy(reference) / _energy(x)).sqrt()
 
 
 def _warped(
