@@ -12,10 +12,11 @@ PYTHON is the interpreter of an environment of their own, for pyctcdecode needs 
 
 The network runs once. Then the decoders take turns, each in one thread, on all utterances one by one; times are medians
 of the rounds, ratios medians of the ratios within rounds, above 1: Kvarts is faster. All search with the same beam, the
-same width (10) and the same least log-probability (-5); Kvarts with the weights of `kvarts lm tune`, pyctcdecode with
-the weights that are best for it on the manifest of --tune (alpha, beta and offset in turn, twice, each from a list,
-starting from its defaults) or with its defaults. flashlight-text gives no word outside its lexicon, as `--closed` does,
-and has our weights for what both know, times our temperature, for it has none. Hot words weigh 5 here and there.
+same width (10) and the same least log-probability (-5), but for one «small beam», 15 % of it; Kvarts with the weights
+of `kvarts lm tune`, pyctcdecode with the weights that are best for it on the manifest of --tune (alpha, beta and offset
+in turn, twice, each from a list, starting from its defaults) or with its defaults. flashlight-text gives no word
+outside its lexicon, as `--closed` does, and has our weights for what both know, times our temperature, for it has none.
+Hot words weigh 5 here and there.
 
 Without --hotwords, --distractors draws them: 40 words of MANIFEST of four letters and more that the language model does
 not know, and 160 such words of another manifest that do not occur in it. WER is that of MANIFEST; recall and false
@@ -58,11 +59,13 @@ from kvarts.search import BeamSearch
 from kvarts.text import normalise
 
 WIDTH, LEAST_LOG_PROB, HOTWORD_WEIGHT = 10.0, -5.0, 5.0
+SMALL = 0.15  # of the beam
 COMMAND_S = 3.0
 # Who is compared with whom.
 RIVALS = {
     "beam": "pyctcdecode beam",
     "beam + LM": "pyctcdecode beam + LM",
+    "small beam + LM": "pyctcdecode beam + LM",
     "beam + LM + hot words": "pyctcdecode beam + LM + hot words",
     "closed beam + LM": "flashlight-text lexicon + LM",
 }
@@ -142,6 +145,7 @@ def ours(args: argparse.Namespace, hot: Hotwords | None) -> dict[str, Callable]:
         "greedy": greedy_words,
         "beam": BeamSearch(**options),
         "beam + LM": BeamSearch(**options, **with_model),
+        "small beam + LM": BeamSearch(**{**options, "beam": max(1, round(SMALL * args.beam))}, **with_model),
         "closed beam + LM": BeamSearch(**options, **with_model, is_closed=True),
     }
     if hot is not None:
@@ -204,7 +208,7 @@ def turns(
         weights = DEFAULTS
         rivals = []
         if args.others is not None:
-            rivals = [rival for name, rival in RIVALS.items() if name in systems]
+            rivals = list(dict.fromkeys(rival for name, rival in RIVALS.items() if name in systems))
             if args.tune is not None:
                 utterances, of_tuning = log_probs_of(recognizer, args.tune)
                 others = Others(args.others, write_job(args, Path(folder, "tuning"), of_tuning, None))

@@ -195,6 +195,7 @@ def test_decoders(tmp_path: Path) -> None:
         "greedy": 2,
         "beam": 2,
         "beam + LM": 1,
+        "small beam + LM": 1,
         "closed beam + LM": 1,
         "beam + hot words": 1,
         "beam + LM + hot words": 0,
