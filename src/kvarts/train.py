@@ -46,6 +46,7 @@ _OVERWRITE: dict[str, Any] = (
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, *_DISK_FULL)
 LAST, BEST = "last.ckpt", "best.ckpt"
+_GPU_REFRESH_STEPS = 10  # of the progress bar
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--multirun", "-m")
 
 
@@ -185,7 +186,8 @@ def _trainer(config: DictConfig, run_dir: Path, curve: Curve) -> pl.Trainer:
         LastCheckpoint(run_dir / "checkpoints" / LAST, config.checkpoint.every_n_steps),
     ]
     if settings.get("enable_progress_bar", True):
-        callbacks.append(TQDMProgressBar())
+        # The loss it shows is fetched from the device, and until it is there no further step begins on a GPU.
+        callbacks.append(TQDMProgressBar(refresh_rate=_GPU_REFRESH_STEPS if _on_gpu(settings) else 1))
     try:
         return pl.Trainer(
             callbacks=callbacks,
@@ -206,13 +208,15 @@ def _precision(settings: dict[str, Any]) -> Any:
     precision = settings.get("precision")
     if precision != "auto":
         return precision
-    on_gpu = settings["accelerator"] in ("gpu", "cuda") or (
-        settings["accelerator"] == "auto" and torch.cuda.is_available()
-    )
-    can = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if on_gpu else native.has_bfloat16()
+    can = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if _on_gpu(settings) else native.has_bfloat16()
     chosen = "bf16-mixed" if can else 32
     logger.info("precision: %s (auto; %s bfloat16 in hardware)", chosen, "this device has" if can else "no")
     return chosen
+
+
+def _on_gpu(settings: dict[str, Any]) -> bool:
+    accelerator = settings["accelerator"]
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def _final_checkpoint(config: DictConfig, run_dir: Path) -> str:
