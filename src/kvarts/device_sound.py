@@ -35,7 +35,7 @@ Augmentation = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.f
 
 _PAD = N_FFT // 2  # samples before the centre of a frame
 _MOST_PADDING = 0.08  # of a batch's samples, in a group; each group takes some 100 kernels
-_ROWS = 8
+_ROWS = 8  # of a transform, and its multiples: see `_transform_size`
 _NO_ENERGY = 1e-20  # of silence, so that nothing is divided by 0; a single bit of 16 has 1e-9
 _EFFECTS = (Room, Noise, Band, Gain)  # that a device can do
 
@@ -57,25 +57,23 @@ class DrawnSound:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one step does to the utterances at `rows` (chosen,) of a group: tensors by name, (chosen, …)."""
+    """What one step does: tensors by name, (utterances, …); of an effect also at which `rows` of a group they stand."""
 
-    rows: Tensor
     values: Mapping[str, Tensor]
 
     def to(self, device: torch.device | str, non_blocking: bool) -> _Step:
-        values = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.values.items()}
-        return _Step(self.rows.to(device, non_blocking=non_blocking), values)
+        return _Step({name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.values.items()})
 
     def pin_memory(self) -> _Step:
-        return _Step(self.rows.pin_memory(), {name: tensor.pin_memory() for name, tensor in self.values.items()})
+        return _Step({name: tensor.pin_memory() for name, tensor in self.values.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # From a worker process as bytes: PyTorch would open a shared file for every tensor, 150 of them a batch.
-        return _unpickled_step, (self.rows.numpy(), {name: tensor.numpy() for name, tensor in self.values.items()})
+        # From a worker process as bytes: PyTorch would open a shared file for every tensor, some 60 of them a batch.
+        return _unpickled_step, ({name: tensor.numpy() for name, tensor in self.values.items()},)
 
 
-def _unpickled_step(rows: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> _Step:
-    return _Step(torch.from_numpy(rows), {name: torch.from_numpy(array) for name, array in values.items()})
+def _unpickled_step(values: Mapping[str, NDArray[Any]]) -> _Step:
+    return _Step({name: torch.from_numpy(array) for name, array in values.items()})
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ class DeviceSound:
         augmented: list[tuple[_Step, int]] = []
         for number in range(len(self._augmentation)):
             what, frames = _values_of_augmentation([sound.augmented[number] for sound in sounds], frames)
-            augmented.append((_Step(torch.arange(len(sounds)), what), max(frames)))
+            augmented.append((_Step(what), max(frames)))
         return SoundBatch([self._group(sounds, group) for group in groups], *first, augmented)
 
     def _group(self, sounds: Sequence[DrawnSound], places: Sequence[int]) -> _Group:
@@ -240,7 +238,7 @@ class DeviceSound:
             floats,
             torch.tensor([len(sound.samples) for sound in chosen]),
             {
-                number: _Step(torch.tensor(rows), self._values(number, values))
+                number: _Step({"rows": torch.tensor(rows), **self._values(number, values)})
                 for number, (rows, values) in sorted(effects.items())
             },
         )
@@ -263,8 +261,10 @@ class DeviceSound:
     # ------------------------------------------------------------------------------------------------- for a device
 
     def features(self, batch: SoundBatch) -> Tensor:
-        """Log-mel features (batch, frames, 64) float32, on the device that the batch lies on; what lies beyond an
-        utterance's frames is anything finite."""
+        """Log-mel features (batch, frames, 64) float32, on the device that the batch lies on.
+
+        What lies beyond an utterance's frames is anything finite.
+        """
         frames = batch.frames
         features = torch.zeros(len(frames), batch.longest, N_MELS, device=frames.device)
         for group in batch.groups:
@@ -282,7 +282,7 @@ class DeviceSound:
         lengths = group.lengths
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         for number, step in group.effects.items():
-            rows = step.rows
+            rows = step.values["rows"]
             x = x.index_copy(0, rows, self._apply(number, step.values, x[rows], inside[rows]))
         x = x / x.abs().amax(1, keepdim=True).clamp(min=1)
         return log_mel_of_batch(x, lengths)
@@ -411,8 +411,8 @@ def _warped(
     """`warp_frequency` and `warp_time` of features (rows, time, 64), and the new numbers of frames."""
     features = _interpolated(features, values["bands"], 2)
     after = values["frames"]
-    step = (frames - 1) / (after - 1).clamp(min=1)  # float32 would be off by a hundredth of a frame after 20 minutes
-    place = torch.arange(longest, device=features.device) * step[:, None].double()
+    step = (frames - 1).double() / (after - 1).clamp(min=1)
+    place = torch.arange(longest, device=features.device) * step[:, None]
     return _interpolated(features, place, 1), after
 
 
