@@ -255,3 +255,39 @@ def test_curves_of_runs_in_one_picture(tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
     run("curves.py", *runs, "-o", picture, "--by", "minutes", "--slower", "other=3.5")
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def open_mix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    tools = [f"PYTHON={sys.executable}", f"KVARTS={Path(sys.executable).with_name('kvarts')}"]
+    command = ["make", "-f", "benchmarks/open_mix.mk", *tools, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_mix_leaves_voices_and_texts_out(data: Path, tmp_path: Path) -> None:
+    """What needs no package is made for real: texts held out, and each voice on them."""
+    audio = read_manifest(data / "train_opus" / "manifest.jsonl")[0].audio_path
+    sentences = [f"{'раз ' * number}конец" for number in range(1, 25)]
+    commands = [f"{'два ' * number}стоп" for number in range(1, 14)]
+    for name, texts in (("sentences", sentences), ("commands", commands)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    rows = [
+        {"audio_filepath": str(audio), "text": text, "duration": 3.0, "speaker": speaker}
+        for speaker in ("anna", "irina")
+        for text in (*sentences, *commands)
+    ]
+    write_manifest(tmp_path / "voices.jsonl", rows)
+    out = tmp_path / "speech"
+    inputs = [f"{name.upper()}={tmp_path / name}.txt" for name in ("sentences", "commands")]
+    done = open_mix(f"OUT={out}", f"VOICES={tmp_path / 'voices.jsonl'}", *inputs, out / "left_out" / "made")
+    assert done.returncode == 0, done.stderr
+    held = {"sentences": [sentences[11], sentences[23]], "commands": [commands[11]]}
+    for name, texts in (("sentences", sentences), ("commands", commands)):
+        left = (out / f"{name}_left.txt").read_text(encoding="utf-8").splitlines()
+        assert left == [text for text in texts if text not in held[name]]
+        for speaker in ("anna", "irina"):
+            found = read_manifest(out / "left_out" / f"{speaker}_{name}.jsonl")
+            assert [utterance.text for utterance in found] == held[name]
+            assert {utterance.fields["speaker"] for utterance in found} == {speaker}
+    assert (out / "held.txt").read_text(encoding="utf-8").splitlines() == held["sentences"] + held["commands"]
+    again = open_mix(f"OUT={out}", f"VOICES={tmp_path / 'voices.jsonl'}", *inputs, out / "left_out" / "made")
+    assert "up to date" in again.stdout, again.stdout

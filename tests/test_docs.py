@@ -7,6 +7,8 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -116,6 +118,28 @@ def check_training(arguments: list[str]) -> None:
     compose(*arguments)
 
 
+def check_makefile(makefile: str, arguments: list[str]) -> None:
+    """Checks every command that make would run for these goals, with no file there but those that are named."""
+    arguments = [word for word in arguments if not re.fullmatch(r"-j\d+", word)]
+    goals = [word for word in arguments if "=" not in word]
+    with tempfile.TemporaryDirectory() as folder:
+        given = dict(word.split("=", 1) for word in arguments if "=" in word)
+        text = (ROOT / makefile).read_text(encoding="utf-8")
+        assert all(re.search(rf"^{name} :=", text, re.MULTILINE) for name in given), given
+        paths = {name: Path(folder, value) for name, value in given.items() if "." in value and name != "SHARE"}
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        variables = [f"{name}={paths.get(name, value)}" for name, value in given.items()]
+        run = ["make", "-n", "-f", makefile, *goals, *variables]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^.*?\b((?:python benchmarks/|kvarts ).*)$", done.stdout.replace("\\\n", " "), re.MULTILINE)
+    assert found
+    for command in found:
+        check(shlex.split(re.split(r" (?:&&|\|\|) ", command)[0]))
+
+
 def check(words: list[str]) -> None:
     match words:
         case ["python", "main.py", *arguments] | ["kvarts", "train", *arguments]:
@@ -141,6 +165,8 @@ def check(words: list[str]) -> None:
             assert (ROOT / dockerfile).is_file()
         case ["docker", "run", *arguments]:
             check(arguments[arguments.index("python") :])
+        case ["make", "-f", makefile, *arguments]:
+            check_makefile(makefile, arguments)
         case ["make", target, *variables]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
             given = dict(variable.split("=", 1) for variable in variables)
