@@ -12,7 +12,7 @@
 #   make ... lm         the language model, lm.arpa.gz, and lm_left.arpa.gz without that twelfth
 #   make ... measured   in_rooms and val_rooms, and val_opus_and_more.jsonl to tune on
 #   make ... calibrated calibration.jsonl for kvarts export --calibration
-# SHARE=0.01 makes a hundredth of what is synthesised, to see whether all of it works.
+# SHARE=0.1 makes a tenth of what is synthesised, to see whether all of it works.
 
 OUT := speech
 VOICES := ruvoices/manifest.jsonl
@@ -218,7 +218,7 @@ $(OUT)/val_opus_and_more.jsonl: $(call files,$(VALIDATION))
 	$(KVARTS) data mix $(call from,$(VALIDATION)) -o $@
 
 # What int8 finds its scales on: each voice, close and in rooms.
-EVERY_VOICE := $(MAN):0.03 train_in_rooms:0.03 voices:0.0015 real/stamps:0.02 others:0.01
+EVERY_VOICE := $(MAN):0.03 train_in_rooms:0.03 voices:0.0015 real/stamps:0.02 others_anew:0.02
 $(OUT)/calibration.jsonl: $(call files,$(EVERY_VOICE))
 	$(KVARTS) data mix $(call from,$(EVERY_VOICE)) -o $@
 

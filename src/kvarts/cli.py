@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "transcribe": "write down what is said in audio and video files",
     "calibrate": "fit confidences that are probabilities, and thresholds",
     "export": "write a checkpoint as a model that runs without PyTorch",
+    "average": "write the weights between those of two checkpoints",
     "augment": "simulate rooms to train with, and listen to what training makes of a recording",
     "room": "measure a room from a recording of claps or of a sweep",
 }
