@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LAST = BlockConfig(filters=16, repeat=1, kernel=1)
 SMALL = [STEM, LAST]
 
 
-def saved(path: Path, seed: int, blocks: list[BlockConfig] = SMALL) -> Path:
+def saved(path: Path, seed: int, blocks: Sequence[BlockConfig] = SMALL) -> Path:
     torch.manual_seed(seed)
     model = QuartzNetCTC(QuartzNet(blocks), ConvDecoder(blocks[-1].filters))
     for name, tensor in model.state_dict().items():
@@ -48,7 +49,7 @@ def test_every_number_lies_between(tmp_path: Path, share: float, name: str) -> N
         if key.endswith("num_batches_tracked"):
             assert tensor == a[key]
             continue
-        torch.testing.assert_close(tensor, a[key].lerp(b[key], share))
+        torch.testing.assert_close(tensor, a[key] * (1 - share) + b[key] * share)
         if share in (0.0, 1.0):
             assert torch.equal(tensor, (a, b)[int(share)][key])
     assert "optimizer_states" not in read_checkpoint(out)
@@ -63,6 +64,14 @@ def test_half_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     torch.testing.assert_close(weights(tmp_path / "half.ckpt")[name], middle)
 
 
+@pytest.mark.parametrize("share", ["0.5", "0.667"])
+def test_nothing_lies_between_a_checkpoint_and_itself(tmp_path: Path, share: str) -> None:
+    first = saved(tmp_path / "a.ckpt", 1)
+    assert main(["average", str(first), str(first), "--share", share, "-o", str(first)]) == 0
+    other = weights(saved(tmp_path / "again.ckpt", 1))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in weights(first).items())
+
+
 def test_open_weights_have_their_name(tmp_path: Path) -> None:
     other = saved(tmp_path / "a.ckpt", 1, COURSE_BLOCKS)
     for arguments in (["open", str(other), "--share", "0"], [str(other), "open", "--share", "1"]):
@@ -71,10 +80,16 @@ def test_open_weights_have_their_name(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, shipped[name]) for name, tensor in found.items() if tensor.is_floating_point())
 
 
-def test_different_networks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = saved(tmp_path / "a.ckpt", 1)
-    # The same names and shapes, another stride: only the description tells.
-    second = saved(tmp_path / "b.ckpt", 2, [replace(STEM, stride=2), LAST])
+@pytest.mark.parametrize(
+    "blocks",
+    # The first has the same names and shapes: only the description tells.
+    [[replace(STEM, stride=2), LAST], [STEM, replace(LAST, filters=8)]],
+    ids=["stride", "filters"],
+)
+def test_different_networks_are_refused(
+    tmp_path: Path, blocks: Sequence[BlockConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = saved(tmp_path / "a.ckpt", 1), saved(tmp_path / "b.ckpt", 2, blocks)
     assert main(["average", str(first), str(second), "-o", str(tmp_path / "out.ckpt")]) == 2
     error = capsys.readouterr().err
     assert f"{first} and {second} hold different networks" in error
@@ -87,8 +102,12 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no.ckpt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("share", ["-0.1", "1.1", "nan", "half"])
-def test_a_share_is_from_0_to_1(tmp_path: Path, share: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("share", "what"),
+    [(share, f"{share} is not between 0 and 1") for share in ("-0.1", "1.1", "nan")]
+    + [("half", "invalid fraction value: 'half'")],
+)
+def test_a_share_is_from_0_to_1(tmp_path: Path, share: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["average", "open", "open", f"--share={share}", "-o", str(tmp_path / "out.ckpt")])
-    assert f"{share}: give a number from 0 to 1" in capsys.readouterr().err
+    assert f"argument --share: {what}" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kvarts.errors import ArchitectureMismatchError
 from kvarts.open_weights import checkpoint_named
+from kvarts.recogniser_options import fraction
 
 
 def average(first: Path, second: Path, output: Path, share: float = 0.5) -> None:
@@ -19,7 +20,7 @@ def average(first: Path, second: Path, output: Path, share: float = 0.5) -> None
 
     Args:
         first, second: checkpoints of one network: ours, the course's, or .safetensors.
-        output: a checkpoint without training state, float32; .safetensors by that name.
+        output: a checkpoint without training state, float32, described as `first`; .safetensors by that name.
         share: of the second, from 0 to 1.
 
     Raises:
@@ -30,15 +31,13 @@ def average(first: Path, second: Path, output: Path, share: float = 0.5) -> None
     from kvarts.checkpoint import load_model, save_weights
 
     one, other = load_model(first), load_model(second)
-    # How much dropout a training had is not of the network.
-    if any(getattr(one.encoder, name) != getattr(other.encoder, name) for name in ("block_configs", "in_channels")):
+    # Not all of their settings: how much dropout a training had is not of the network.
+    if one.encoder.block_configs != other.encoder.block_configs:
         raise ArchitectureMismatchError(f"{first} and {second} hold different networks; nothing lies between them")
     theirs = other.state_dict()
     between = {
-        # Double precision, so that a share of 0 or 1, or two equal numbers, give just these numbers.
-        name: (ours.double() * (1 - share) + theirs[name].double() * share).to(ours.dtype)
-        if ours.is_floating_point()
-        else ours
+        # The integers count BatchNorm's batches, which nothing reads.
+        name: ours.lerp(theirs[name], share) if ours.is_floating_point() else ours
         for name, ours in one.state_dict().items()
     }
     one.load_state_dict(between)
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("first", metavar="FIRST", help="what the training started from; «open» for the open weights")
     parser.add_argument("second", metavar="SECOND", help="what it ended with")
-    parser.add_argument("--share", type=_share, default=0.5, metavar="S", help="of the second, from 0 to 1 (0.5)")
+    parser.add_argument("--share", type=fraction, default=0.5, metavar="S", help="of the second, from 0 to 1 (0.5)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".ckpt or .safetensors")
 
 
@@ -62,13 +61,3 @@ def run(args: argparse.Namespace) -> int:
     average(checkpoint_named(args.first), checkpoint_named(args.second), args.output, args.share)
     print(f"checkpoint: {args.output}")
     return 0
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to 1")
-    return share

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the subcommand."""
-    from kvarts.recogniser_options import add_decoder_arguments, add_model_arguments
+    from kvarts.recogniser_options import add_decoder_arguments, add_model_arguments, fraction
 
     parser.description = (
         "Recognises validation data, fits the probability that a word or a whole utterance is right, or a command of a "
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--false-accept-rate",
         metavar="R",
-        type=_share,
+        type=fraction,
         default=0.05,
         help="share of what is wrong that the thresholds let through (default: %(default)s)",
     )
@@ -70,13 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "several times",
     )
     parser.add_argument("--picture", metavar="PNG", type=Path, help="draw confidence against the share of right ones")
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 @dataclass(frozen=True)

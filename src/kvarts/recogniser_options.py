@@ -160,6 +160,14 @@ def positive_number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1, for `argparse`."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def add_calibration_argument(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """--calibration, in a group of its own."""
     group = parser.add_argument_group("confidence")
