@@ -38,7 +38,7 @@ TWINS = [
 
 # Shown for what it leads to.
 DELIBERATE_MISTAKES = {"data.batchsize=4"}
-SHELL = {".", "apt-get", "awk", "cat", "cd", "cp", "export", "grep", "gunzip", "pip", "tensorboard"}
+SHELL = {".", "apt-get", "awk", "cat", "cd", "cp", "export", "git", "grep", "gunzip", "head", "pip", "tensorboard"}
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
